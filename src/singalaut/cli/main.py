@@ -1,0 +1,114 @@
+"""The command `singalaut`: what its commands are, and how errors become messages and exit codes.
+
+Nothing heavy is imported before a command needs it, so that `--help` answers at once.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import traceback
+from typing import Annotated, Any
+
+import typer
+from typer.core import TyperGroup
+
+from singalaut.cli import doctor, models, recipes, stages, talk
+from singalaut.cli.logs import start_logging
+
+STOPPED = "stopped; finished stages and checkpoints are kept, run the same command to go on"
+EXIT_STOPPED = 130  # 128 + SIGINT, as shells count
+
+
+class Commands(TyperGroup):
+    """The group of all commands; an error in any of them ends here."""
+
+    def invoke(self, ctx: Any) -> Any:
+        try:
+            result = super().invoke(ctx)
+            sys.stdout.flush()  # a reader that has gone away is noticed here, not at exit
+            return result
+        except KeyboardInterrupt:
+            print(f"\n{STOPPED}", file=sys.stderr)
+            raise typer.Exit(EXIT_STOPPED) from None
+        except BrokenPipeError:
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            raise typer.Exit(1) from None
+        except Exception as error:
+            if isinstance(error, typer.Exit | typer.Abort) or hasattr(error, "show"):
+                raise  # the parser's own, which it shows itself
+            if ctx.params["debug"]:
+                traceback.print_exc()
+            text, code = explain(error)
+            print(text, file=sys.stderr)
+            raise typer.Exit(code) from None
+
+
+def explain(error: Exception) -> tuple[str, int]:
+    """The message for an error, and the exit code: 2 where the user can mend it, else 1."""
+    from singalaut.errors import MachineError, SingalautError, from_os_error
+
+    if _is_memory(error):
+        hint = "lower `batch_size` or `max_tokens`, or use a smaller model"
+        error = MachineError("the memory of this machine does not suffice", hint=hint)
+    elif isinstance(error, OSError):
+        error = from_os_error(error)
+    if isinstance(error, SingalautError):
+        return f"error: {error}", error.exit_code
+    kind = type(error).__name__
+    return f"internal error: {kind}: {error}\n  hint: `singalaut --debug …` shows where", 1
+
+
+def _is_memory(error: Exception) -> bool:
+    """Python's, CUDA's and the CPU allocator's ways to say that memory has run out."""
+    name = type(error).__name__
+    return name in ("MemoryError", "OutOfMemoryError") or (
+        isinstance(error, RuntimeError) and "allocate memory" in str(error)
+    )
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        from importlib.metadata import version
+
+        print("singalaut", version("singalaut"))
+        raise typer.Exit
+
+
+def _top(
+    debug: Annotated[bool, typer.Option("--debug", help="Show where errors come from.")] = False,
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Show the version.")
+    ] = False,
+) -> None:
+    """Post-train, evaluate and publish language models for Southeast Asian languages."""
+    start_logging()
+
+
+app = typer.Typer(
+    cls=Commands,
+    callback=_top,
+    no_args_is_help=True,
+    add_completion=False,
+    rich_markup_mode=None,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+app.command("run")(recipes.run)
+recipe_app = typer.Typer(no_args_is_help=True, rich_markup_mode=None, help="Look into a recipe.")
+recipe_app.command("show")(recipes.show)
+app.add_typer(recipe_app, name="recipe")
+app.command("status")(recipes.status)
+app.command("sft")(stages.sft)
+app.command("merge")(stages.merge)
+app.command("eval")(stages.evaluate)
+app.command("generate")(talk.generate)
+app.command("chat")(talk.chat)
+app.command("convert")(models.convert)
+app.command("inspect")(models.inspect)
+app.command("doctor")(doctor.doctor)
+
+
+def main() -> None:
+    """Run the command line and exit."""
+    app()

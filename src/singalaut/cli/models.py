@@ -1,0 +1,61 @@
+"""Commands on checkpoints: convert and inspect."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from singalaut.cli.recipes import JsonOption
+from singalaut.cli.stages import NAMED_HELP
+
+
+def convert(
+    source: Annotated[str, typer.Argument(help=NAMED_HELP)],
+    output: Annotated[Path, typer.Argument(help="The model directory that is made.")],
+    dtype: Annotated[str | None, typer.Option(help="float32 or bfloat16; else as it is.")] = None,
+) -> None:
+    """Write a model as a Hugging Face directory; prints its path."""
+    from singalaut.checkpoint.convert import convert as convert_model
+
+    convert_model(_checkpoint(source), output, dtype=dtype)
+    print(output)
+
+
+def inspect(
+    source: Annotated[str, typer.Argument(help=NAMED_HELP)], as_json: JsonOption = False
+) -> None:
+    """Print what a model is: shape, size, dtype, files."""
+    from singalaut.checkpoint.inspect import inspect as inspect_model
+    from singalaut.cli.show import as_json as json_text
+    from singalaut.cli.show import table
+
+    facts = inspect_model(_checkpoint(source))
+    if as_json:
+        print(json_text(facts))
+    else:
+        print(table([{"what": name, "value": _plain(value)} for name, value in facts.items()]))
+
+
+def _checkpoint(source: str) -> Path:
+    """The file or directory itself where it is one; any other name as in recipes."""
+    path = Path(source).expanduser()
+    return path if path.is_file() else open_named(source)
+
+
+def open_named(source: str) -> Path:
+    """The directory of a model's name, which may also be `RECIPE.toml:STAGE`."""
+    from singalaut.recipe.run import stage_model
+    from singalaut.recipe.wiring import open_model
+
+    recipe, _, stage = source.rpartition(":")
+    if recipe.endswith(".toml"):
+        return stage_model(Path(recipe), stage)
+    return open_model(source, Path())
+
+
+def _plain(value: object) -> str:
+    if isinstance(value, dict):
+        return ", ".join(f"{key} {item}" for key, item in value.items())
+    return ", ".join(map(str, value)) if isinstance(value, list | tuple) else str(value)

@@ -1,0 +1,222 @@
+"""Commands that run one stage, of a recipe or from options: sft, merge, eval.
+
+Options make a recipe of one stage, so that both ways run the same code and give the same artifact.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from singalaut.cli.recipes import SetOption
+
+if TYPE_CHECKING:
+    from singalaut.artifact import Artifact
+    from singalaut.recipe.lines import KeyPath
+
+MODEL_HELP = "A model directory, a stage's folder, a hub id, a GGUF file or `demo:gemma-3-270m`."
+NAMED_HELP = MODEL_HELP[:-1] + "; or RECIPE.toml:STAGE."
+OWN_FLAGS = {"adapter": "--rank", "tasks": "--task", "languages": "--language", "models": "MODEL"}
+RecipeOption = Annotated[
+    Path | None, typer.Option("--recipe", help="Take the stage from this recipe.")
+]
+StageOption = Annotated[
+    str | None, typer.Option("--stage", metavar="NAME", help="Which stage of the recipe.")
+]
+OutputOption = Annotated[
+    Path | None, typer.Option(metavar="DIR", help="Where the stage's folder is made  [runs]")
+]
+SeedOption = Annotated[int | None, typer.Option(help="Decides everything that is random  [0]")]
+
+
+def sft(
+    recipe: RecipeOption = None,
+    stage: StageOption = None,
+    overrides: SetOption = [],  # noqa: B006 - typer copies it
+    model: Annotated[str | None, typer.Option(help=MODEL_HELP)] = None,
+    data: Annotated[list[str], typer.Option(help="A JSONL file of conversations.")] = [],  # noqa: B006
+    steps: Annotated[int | None, typer.Option(help="Optimiser steps.")] = None,
+    batch_size: Annotated[int | None, typer.Option(help="Conversations in a step.")] = None,
+    learning_rate: Annotated[float | None, typer.Option(help="Peak of the schedule.")] = None,
+    rank: Annotated[int | None, typer.Option(help="Train an adapter of this rank.")] = None,
+    seed: SeedOption = None,
+    output: OutputOption = None,
+) -> None:
+    """Tune a model on conversations; prints the folder of the result."""
+    from singalaut.recipe.plan import shown
+
+    settings = {
+        "data": [{"path": path} for path in data],
+        "steps": steps,
+        "batch_size": batch_size,
+        "learning_rate": learning_rate,
+        "adapter": None if rank is None else {"rank": rank},
+    }
+    flags = {"--model": model, "--seed": seed, "--output": output}
+    models = {} if model is None else {"base": model}
+    made = _run("sft", recipe, stage, overrides, settings, models, flags)
+    print(shown(made.path))
+
+
+def merge(
+    sources: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="MODEL:WEIGHT", help="Models with their shares."),
+    ] = None,
+    recipe: RecipeOption = None,
+    stage: StageOption = None,
+    overrides: SetOption = [],  # noqa: B006 - typer copies it
+    seed: SeedOption = None,
+    output: OutputOption = None,
+) -> None:
+    """Combine models into one; prints the folder of the result."""
+    from singalaut.recipe.plan import shown
+
+    weighted = [_weighted(source) for source in sources or ()]
+    models = _labelled("merge", [name for name, _ in weighted])
+    entries = [
+        {"from": label, "weight": weight}
+        for label, (_, weight) in zip(models, weighted, strict=True)
+    ]
+    flags = {"--seed": seed, "--output": output}
+    made = _run("merge", recipe, stage, overrides, {"models": entries}, models, flags)
+    print(shown(made.path))
+
+
+def evaluate(
+    recipe: RecipeOption = None,
+    stage: StageOption = None,
+    overrides: SetOption = [],  # noqa: B006 - typer copies it
+    model: Annotated[list[str], typer.Option(help=MODEL_HELP)] = [],  # noqa: B006
+    pack: Annotated[str | None, typer.Option(help="`demo`, or the folder of a pack.")] = None,
+    task: Annotated[list[str], typer.Option(help="Only this task.")] = [],  # noqa: B006
+    language: Annotated[list[str], typer.Option(help="Only this language.")] = [],  # noqa: B006
+    limit: Annotated[int | None, typer.Option(help="Only the first rows of each.")] = None,
+    batch_size: Annotated[int | None, typer.Option(help="Answers generated at once.")] = None,
+    seed: SeedOption = None,
+    output: OutputOption = None,
+) -> None:
+    """Answer and score the tasks of a pack; prints the results and their folder."""
+    from singalaut.cli.show import results
+    from singalaut.recipe.plan import shown
+
+    models = _labelled("evaluate", model)
+    settings = {
+        "models": list(models),
+        "pack": pack,
+        "tasks": task,
+        "languages": language,
+        "limit": limit,
+        "batch_size": batch_size,
+    }
+    flags = {"--seed": seed, "--output": output}
+    made = _run("evaluate", recipe, stage, overrides, settings, models, flags)
+    print(f"{results(made.path)}\n\n{shown(made.path)}")
+
+
+def _run(
+    kind: str,
+    recipe_file: Path | None,
+    stage: str | None,
+    overrides: Sequence[str],
+    settings: Mapping[str, Any],
+    models: Mapping[str, str],
+    flags: Mapping[str, Any],
+) -> Artifact:
+    """Run the stage of the recipe, or the one that the options describe."""
+    from singalaut.errors import RecipeError
+
+    given = {name: value for name, value in settings.items() if value not in (None, [])}
+    if recipe_file is not None:
+        used = [flag for flag, value in flags.items() if value is not None]
+        used += [_flag(name) for name in given]
+        return _run_from_recipe(kind, recipe_file, stage, overrides, used)
+    if stage is not None:
+        raise RecipeError("`--stage` needs a recipe", where="--stage", hint="add `--recipe`")
+    return _run_from_options(kind, overrides, settings, models, flags)
+
+
+def _run_from_recipe(
+    kind: str, file: Path, stage: str | None, overrides: Sequence[str], used: Sequence[str]
+) -> Artifact:
+    from singalaut.errors import RecipeError
+    from singalaut.recipe.load import load_recipe
+    from singalaut.recipe.problems import nearest
+    from singalaut.recipe.run import run_one_stage
+
+    if used:
+        hint = "change the recipe's settings with `--set`"
+        raise RecipeError(f"`{used[0]}` cannot be used with `--recipe`", where=used[0], hint=hint)
+    recipe = load_recipe(file, overrides)
+    names = [each.name for each in recipe.stage if each.kind == kind]
+    if stage is None and len(names) == 1:
+        stage = names[0]
+    if stage is None:
+        hint = "choose with `--stage`: " + ", ".join(names) if names else "use another recipe"
+        raise RecipeError(f"{len(names)} stages are of kind `{kind}`", where=file, hint=hint)
+    if stage not in names:
+        hint = nearest(stage, names, "it has")
+        raise RecipeError(f"no stage of kind `{kind}` is named `{stage}`", where=file, hint=hint)
+    return run_one_stage(recipe, stage, file.parent)
+
+
+def _run_from_options(
+    kind: str,
+    overrides: Sequence[str],
+    settings: Mapping[str, Any],
+    models: Mapping[str, str],
+    flags: Mapping[str, Any],
+) -> Artifact:
+    from singalaut.errors import RecipeError
+    from singalaut.recipe.load import parse_recipe
+    from singalaut.recipe.run import run_one_stage
+
+    if not models:
+        command = "eval" if kind == "evaluate" else kind
+        raise RecipeError("no model is given", hint=f"see `singalaut {command} --help`")
+    given = {name: value for name, value in settings.items() if value not in (None, [])}
+    data = {
+        "name": kind,
+        "seed": flags["--seed"] or 0,
+        "output": str(flags["--output"] or "runs"),
+        "model": {"base": next(iter(models.values()))},
+        "stage": [{"kind": kind, **given}],
+    }
+    places: dict[KeyPath, str] = {("stage", 0, name): _flag(name) for name in settings}
+    places[("seed",)] = "--seed"
+    recipe = parse_recipe(data, overrides, places=places, models=models)
+    name = recipe.stage[0].name
+    return run_one_stage(recipe, name, Path(), models=models, root=Path(recipe.output))
+
+
+def _flag(setting: str) -> str:
+    """How the command line calls a setting of a stage."""
+    return OWN_FLAGS.get(setting, f"--{setting.replace('_', '-')}")
+
+
+def _weighted(source: str) -> tuple[str, float]:
+    """`MODEL:0.8` as the model and its share; a name may have colons of its own."""
+    name, _, weight = source.rpartition(":")
+    try:
+        return (name, float(weight)) if name else (source, 1.0)
+    except ValueError:
+        return source, 1.0
+
+
+def _labelled(kind: str, sources: Sequence[str]) -> dict[str, str]:
+    """Short names for models, distinct from each other and from the stage that takes them.
+
+    They head columns and are written down, where a path would tell who ran it.
+    """
+    labels: dict[str, str] = {}
+    for source in sources:
+        parts = [part for part in source.replace(":", "/").split("/") if part]
+        name = parts[-2] if parts[-1:] == ["model"] and len(parts) > 1 else parts[-1]
+        count = 1
+        while (label := name if count == 1 else f"{name}-{count}") in (kind, *labels):
+            count += 1
+        labels[label] = source
+    return labels

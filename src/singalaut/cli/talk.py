@@ -1,0 +1,171 @@
+"""Commands that talk with a model: generate and chat."""
+
+from __future__ import annotations
+
+import asyncio
+import sys
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from singalaut.cli.recipes import JsonOption
+from singalaut.cli.stages import NAMED_HELP
+
+if TYPE_CHECKING:
+    from singalaut.contracts import Completion, Message, Request, Sampler, SamplingParams
+
+LARGEST_BATCH = 16
+ModelOption = Annotated[str, typer.Option(help=NAMED_HELP)]
+TokensOption = Annotated[int, typer.Option(min=1, help="Longest answer, in tokens.")]
+TemperatureOption = Annotated[float, typer.Option(min=0.0, help="0 takes the likeliest token.")]
+SeedOption = Annotated[int | None, typer.Option(help="Makes a sampled answer repeatable.")]
+
+
+def generate(
+    model: ModelOption,
+    prompts: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="PROMPT", help="Questions; without any, the lines of stdin."),
+    ] = None,
+    max_tokens: TokensOption = 256,
+    temperature: TemperatureOption = 0.0,
+    seed: SeedOption = None,
+    stream: Annotated[
+        bool, typer.Option("--stream", help="Show several answers one by one, as they are written.")
+    ] = False,
+    as_json: JsonOption = False,
+) -> None:
+    """Answer prompts: one is streamed, several are answered together and printed in order."""
+    from singalaut.contracts import SamplingParams
+    from singalaut.errors import RequestError
+
+    if not prompts and not sys.stdin.isatty():
+        prompts = [line.strip() for line in sys.stdin if line.strip()]
+    if not prompts:
+        raise RequestError("no prompt is given", hint='as in `singalaut generate --model M "…"`')
+    sampling = SamplingParams(max_tokens=max_tokens, temperature=temperature, seed=seed)
+    sampler = _open(model, min(len(prompts), LARGEST_BATCH))
+    if stream and not as_json:
+        for prompt in prompts:
+            print(f"> {prompt}", flush=True)
+            answer(sampler, [prompt], sampling, as_json)
+    else:
+        answer(sampler, prompts, sampling, as_json)
+
+
+def chat(
+    model: ModelOption,
+    max_tokens: TokensOption = 512,
+    temperature: TemperatureOption = 0.7,
+    seed: SeedOption = None,
+) -> None:
+    """Talk with a model; Ctrl-C ends an answer, `/quit` or Ctrl-D the conversation."""
+    from singalaut.contracts import SamplingParams
+
+    sampler = _open(model, 1)
+    sampling = SamplingParams(max_tokens=max_tokens, temperature=temperature, seed=seed)
+    print("/quit or Ctrl-D leaves, Ctrl-C ends an answer", file=sys.stderr)
+    converse(sampler, sampling)
+
+
+def answer(
+    sampler: Sampler, prompts: Sequence[str], sampling: SamplingParams, as_json: bool
+) -> None:
+    """Print the answers to the prompts, as text or as one JSON object a line."""
+    from singalaut.contracts import Message, Request
+
+    requests = [
+        Request([Message("user", prompt)], sampling, id=str(number))
+        for number, prompt in enumerate(prompts)
+    ]
+    if len(requests) == 1 and not as_json:
+        asyncio.run(_stream(sampler, requests[0], []))
+    else:
+        _print_all(sampler, requests, prompts, as_json)
+
+
+def converse(sampler: Sampler, sampling: SamplingParams) -> list[Message]:
+    """Answer what is said on stdin until the user leaves; returns the conversation."""
+    messages: list[Message] = []
+    while (text := _read_line()) is not None:
+        if text:
+            _take_turn(sampler, messages, text, sampling)
+    return messages
+
+
+def _open(model: str, batch_size: int) -> Sampler:
+    from singalaut.cli.models import open_named
+    from singalaut.generate.engine import open_engine
+
+    return open_engine(open_named(model), batch_size)
+
+
+async def _stream(sampler: Sampler, request: Request, pieces: list[str]) -> None:
+    """Print the answer as it comes and keep it in `pieces`, so that a stop loses nothing."""
+    async for delta in sampler.stream(request):
+        pieces.append(delta.text)
+        print(delta.text, end="", flush=True)
+        await asyncio.sleep(0)  # lets Ctrl-C in: the engine itself may never wait
+    print()
+
+
+def _print_all(
+    sampler: Sampler, requests: Sequence[Request], prompts: Sequence[str], as_json: bool
+) -> None:
+    """Print each answer as soon as it and those before it are there."""
+    waiting: dict[str, Completion] = {}
+    printed = 0
+    for completion in sampler.sample(requests):
+        waiting[completion.request_id] = completion
+        while str(printed) in waiting:
+            answer = waiting.pop(str(printed))
+            print(_line(prompts[printed], answer) if as_json else _block(prompts[printed], answer))
+            sys.stdout.flush()
+            printed += 1
+
+
+def _block(prompt: str, answer: Completion) -> str:
+    return f"> {prompt}\n{answer.text}\n"
+
+
+def _line(prompt: str, answer: Completion) -> str:
+    import json
+
+    values: dict[str, Any] = {
+        "prompt": prompt,
+        "text": answer.text,
+        "finish_reason": answer.finish_reason,
+        "prompt_tokens": answer.usage.prompt_tokens,
+        "completion_tokens": answer.usage.completion_tokens,
+    }
+    return json.dumps(values, ensure_ascii=False)
+
+
+def _read_line() -> str | None:
+    """What the user says next; None to leave."""
+    try:
+        text = input("> " if sys.stdin.isatty() else "").strip()
+    except (EOFError, KeyboardInterrupt):
+        print(file=sys.stderr)
+        return None
+    return None if text == "/quit" else text
+
+
+def _take_turn(
+    sampler: Sampler, messages: list[Message], text: str, sampling: SamplingParams
+) -> None:
+    """One question and its answer, which join the conversation unless the model refuses it."""
+    from singalaut.contracts import Message, Request
+    from singalaut.errors import RequestError
+
+    question = Message("user", text)
+    pieces: list[str] = []
+    try:
+        asyncio.run(_stream(sampler, Request([*messages, question], sampling), pieces))
+    except KeyboardInterrupt:
+        print(" …")
+    except RequestError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return
+    messages += [question, Message("assistant", "".join(pieces))]

@@ -1,0 +1,163 @@
+"""What the rooms hand each other: messages, samples, requests, completions, scores.
+
+Only plain data and two protocols live here. `Sampler` is all that evaluation, online RL and
+pair making know of a model; `Reward` is all that online RL knows of a checker.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import AsyncIterator, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal, Protocol, runtime_checkable
+
+Role = Literal["system", "user", "assistant", "tool"]
+ROLES: tuple[Role, ...] = ("system", "user", "assistant", "tool")
+FinishReason = Literal["stop", "length"]
+
+
+@dataclass(frozen=True)
+class Message:
+    """One turn of a conversation, with the fields of the OpenAI chat format.
+
+    `content` is a string or a list of parts, `{"type": "text", "text": ...}` or an image part.
+    """
+
+    role: Role
+    content: str | list[dict[str, Any]]
+    tool_calls: list[dict[str, Any]] | None = None
+    tool_call_id: str | None = None
+    name: str | None = None
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One training or evaluation example with its provenance."""
+
+    messages: list[Message]
+    id: str
+    language: str | None = None
+    source: str | None = None
+    licence: str | None = None
+    tools: list[dict[str, Any]] = field(default_factory=list)
+    meta: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class SamplingParams:
+    """How to turn logits into tokens; names and meanings as in the OpenAI and vLLM interfaces.
+
+    `temperature` 0 is greedy. `top_k` 0 and `top_p` 1 switch the filter off. `seed` fixes the
+    result of a request whatever else is in the batch. `stop` strings are removed from the text.
+    """
+
+    n: int = 1
+    max_tokens: int = 16
+    temperature: float = 1.0
+    top_p: float = 1.0
+    top_k: int = 0
+    min_p: float = 0.0
+    seed: int | None = None
+    stop: tuple[str, ...] = ()
+    stop_token_ids: tuple[int, ...] = ()
+    ignore_eos: bool = False
+    logprobs: bool = False
+
+
+@dataclass(frozen=True)
+class Request:
+    """A prompt, as messages or as token ids, and how to sample from it."""
+
+    prompt: Sequence[Message] | Sequence[int]
+    sampling: SamplingParams = SamplingParams()
+    id: str = ""
+
+
+@dataclass(frozen=True)
+class Usage:
+    """Token counts of one completion."""
+
+    prompt_tokens: int
+    completion_tokens: int
+
+
+@dataclass(frozen=True)
+class Completion:
+    """One answer to a request; `logprobs` (nats) has one entry for each token where asked for."""
+
+    request_id: str
+    index: int
+    token_ids: tuple[int, ...]
+    text: str
+    finish_reason: FinishReason
+    usage: Usage
+    logprobs: tuple[float, ...] | None = None
+
+
+@dataclass(frozen=True)
+class Delta:
+    """A piece of streamed text; the last piece carries the finish reason."""
+
+    text: str
+    token_ids: tuple[int, ...]
+    finish_reason: FinishReason | None = None
+
+
+@runtime_checkable
+class Sampler(Protocol):
+    """A source of completions: the in-process engine, an endpoint, or recorded responses."""
+
+    @property
+    def identity(self) -> str:
+        """Content hash of the model, or endpoint and model name: part of every cache key."""
+        ...
+
+    def sample(self, requests: Iterable[Request]) -> Iterator[Completion]:
+        """Yield each completion as it finishes, in any order."""
+        ...
+
+    def stream(self, request: Request) -> AsyncIterator[Delta]:
+        """Yield the answer to one request piece by piece."""
+        ...
+
+    def weights_changed(self) -> None:
+        """Forget everything that was computed with the old weights."""
+        ...
+
+    def sleep(self) -> None:
+        """Give back the memory of the cache; weights stay."""
+        ...
+
+    def wake(self) -> None:
+        """Take the memory of the cache again."""
+        ...
+
+    def statistics(self) -> dict[str, float]:
+        """Counts and rates since the start."""
+        ...
+
+
+@dataclass(frozen=True)
+class Score:
+    """What a reward says of one completion; `value` is None where it could not be scored."""
+
+    value: float | None
+    parts: Mapping[str, float] = field(default_factory=dict)
+    reasons: tuple[str, ...] = ()
+
+
+@runtime_checkable
+class Reward(Protocol):
+    """A checker of completions, as online RL sees it."""
+
+    def score(
+        self, prompt: Sequence[Message], completions: Sequence[Completion], sample: Sample
+    ) -> list[Score]:
+        """One score for each completion, in order."""
+        ...
+
+
+def derive(seed: int, *names: str | int) -> int:
+    """A 63-bit seed for one named use of a run's seed, independent of the order of work."""
+    text = "\x1f".join(str(part) for part in (seed, *names))
+    return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big") >> 1

@@ -1,0 +1,140 @@
+"""Samples to token rows, and the order in which training sees them.
+
+The order is a pure function of the seed and the step, so a resumed run needs no position of its
+own: it asks for the next step's batch.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections import Counter
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from singalaut.contracts import derive
+from singalaut.data.config import DataSource
+from singalaut.data.sources import read_samples
+from singalaut.errors import DataError
+
+log = logging.getLogger("singalaut")
+
+
+@dataclass(frozen=True)
+class Example:
+    """One conversation as tokens; `mask` is True on the tokens that are learned."""
+
+    tokens: np.ndarray
+    mask: np.ndarray
+    language: str
+    source: int  # index of the file it came from
+
+
+@dataclass(frozen=True)
+class Micro:
+    """Conversations laid end to end in one row, to be run in one forward pass."""
+
+    tokens: Tensor  # [1, T]
+    mask: Tensor  # [1, T]
+    lengths: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class TrainingData:
+    """Everything that training asks of its data."""
+
+    examples: list[Example]
+    weights: tuple[float, ...]  # of the sources
+    end_of_turn: int
+    provenance: list[dict[str, Any]]  # rows by source, language and licence
+
+    def order(self, epoch: int, seed: int) -> np.ndarray:
+        """Indices of one pass: each source's rows `weight` times, a fraction drawn at random."""
+        generator = np.random.default_rng(derive(seed, "order", epoch))
+        sources = np.array([example.source for example in self.examples])
+        parts = []
+        for source, weight in enumerate(self.weights):
+            rows = np.flatnonzero(sources == source)
+            wanted = max(1, round(len(rows) * weight)) if len(rows) else 0
+            whole, rest = divmod(wanted, len(rows)) if len(rows) else (0, 0)
+            parts += [rows] * whole + [generator.permutation(rows)[:rest]]
+        return generator.permutation(np.concatenate(parts))
+
+    def batch(self, step: int, size: int, seed: int) -> list[Example]:
+        """The conversations of one optimiser step."""
+        orders = {0: self.order(0, seed)}
+        chosen = []
+        for place in range(step * size, (step + 1) * size):
+            epoch, index = divmod(place, len(orders[0]))
+            if epoch not in orders:
+                orders[epoch] = self.order(epoch, seed)
+            chosen.append(self.examples[orders[epoch][index]])
+        return chosen
+
+
+def load_training_data(
+    files: list[Path], sources: tuple[DataSource, ...], model: Path, max_tokens: int
+) -> TrainingData:
+    """Read and tokenise the sources with the tokenizer and chat template of a model directory."""
+    from singalaut.text.chat import ChatFormat
+    from singalaut.text.tokenizer import Tokenizer
+
+    tokenizer = Tokenizer.load(model)
+    chat = ChatFormat.load(model, tokenizer)
+    examples, too_long, origins = [], 0, Counter[tuple[str, str, str]]()
+    for number, (file, source) in enumerate(zip(files, sources, strict=True)):
+        for sample in read_samples(file, source.language):
+            try:
+                tokens, mask = chat.encode_with_mask(sample.messages)
+            except DataError as error:
+                raise DataError(
+                    error.what, where=f"{file}, row {sample.id}", hint=error.hint
+                ) from error
+            if len(tokens) > max_tokens:
+                too_long += 1
+                continue
+            language = sample.language or "unknown"
+            origins[sample.source or file.stem, language, sample.licence or "not stated"] += 1
+            examples.append(Example(np.array(tokens), np.array(mask), language, number))
+    if not examples:
+        raise DataError(
+            f"every conversation is longer than {max_tokens} tokens", hint="raise `max_tokens`"
+        )
+    if too_long:
+        log.warning("%d conversations longer than %d tokens were left out", too_long, max_tokens)
+    provenance = [
+        {"source": source, "language": language, "licence": licence, "rows": rows}
+        for (source, language, licence), rows in sorted(origins.items())
+    ]
+    weights = tuple(source.weight for source in sources)
+    return TrainingData(examples, weights, tokenizer.end_of_turn_id, provenance)
+
+
+def micro_batches(batch: list[Example], max_tokens: int) -> list[Micro]:
+    """Lay conversations end to end in rows of at most `max_tokens` tokens (or one conversation)."""
+    rows: list[list[Example]] = []
+    room = 0
+    for example in sorted(batch, key=lambda e: -len(e.tokens)):
+        if len(example.tokens) > room:
+            rows.append([])
+            room = max_tokens
+        rows[-1].append(example)
+        room -= len(example.tokens)
+    return [_lay_out(row) for row in rows]
+
+
+def _lay_out(row: list[Example]) -> Micro:
+    masks = []
+    for example in row:
+        mask = example.mask.copy()
+        mask[0] = False  # nothing of this conversation stands before its first token
+        masks.append(mask)
+    return Micro(
+        torch.from_numpy(np.concatenate([e.tokens for e in row]))[None],
+        torch.from_numpy(np.concatenate(masks))[None],
+        tuple(len(e.tokens) for e in row),
+    )

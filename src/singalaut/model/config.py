@@ -1,0 +1,62 @@
+"""The shape of a Gemma 3 text decoder and the five published sizes."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+
+@dataclass(frozen=True)
+class Gemma3Config:
+    """Everything that decides the network; field names are ours, `model/hf.py` has the others'.
+
+    Layer i attends globally iff (i + 1) is a multiple of `global_every`; the other layers see
+    `window` keys, the query's own included. `rope_factor` divides the angles of global layers.
+    """
+
+    hidden_size: int
+    intermediate_size: int
+    num_layers: int
+    num_heads: int
+    num_kv_heads: int
+    head_dim: int
+    query_scalar: float  # queries are scaled by this to the power of -1/2
+    window: int
+    max_positions: int
+    vocab_size: int = 262_144
+    rope_factor: float = 1.0
+    rope_theta: float = 1_000_000.0
+    rope_local_theta: float = 10_000.0
+    global_every: int = 6
+    norm_eps: float = 1e-6
+    pad_id: int = 0
+    bos_id: int = 2
+    eos_ids: tuple[int, ...] = (1,)
+
+    def is_global(self, layer: int) -> bool:
+        return (layer + 1) % self.global_every == 0
+
+    @property
+    def num_parameters(self) -> int:
+        """Weights of the text decoder, the tied embedding counted once."""
+        width, inner = self.hidden_size, self.intermediate_size
+        attention = width * self.head_dim * 2 * (self.num_heads + self.num_kv_heads)
+        norms = 4 * width + 2 * self.head_dim
+        layer = attention + 3 * width * inner + norms
+        return self.vocab_size * width + self.num_layers * layer + width
+
+    @property
+    def size_name(self) -> str:
+        """The published size with this shape, or `custom`."""
+        for name, size in SIZES.items():
+            if replace(self, vocab_size=size.vocab_size, eos_ids=size.eos_ids) == size:
+                return name
+        return "custom"
+
+
+SIZES: dict[str, Gemma3Config] = {
+    "270m": Gemma3Config(640, 2048, 18, 4, 1, 256, 256.0, 512, 32_768),
+    "1b": Gemma3Config(1152, 6912, 26, 4, 1, 256, 256.0, 512, 32_768),
+    "4b": Gemma3Config(2560, 10240, 34, 8, 4, 256, 256.0, 1024, 131_072, 262_208, 8.0),
+    "12b": Gemma3Config(3840, 15360, 48, 16, 8, 256, 256.0, 1024, 131_072, 262_208, 8.0),
+    "27b": Gemma3Config(5376, 21504, 62, 32, 16, 128, 168.0, 1024, 131_072, 262_208, 8.0),
+}

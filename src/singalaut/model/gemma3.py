@@ -1,0 +1,187 @@
+"""The Gemma 3 text decoder in plain PyTorch: single device, no parallelism, no cache logic.
+
+Shapes: B batch, T tokens, W hidden width, H query heads, K key heads, D head width, V vocabulary.
+Source: arXiv 2503.19786. Delicate points, and what the tests hold them to: RMSNorm multiplies by
+1 + weight in float32; queries and keys are normalised after projection and before RoPE;
+embeddings are scaled by √width rounded to the weights' dtype; the head is tied.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+from torch.nn.functional import embedding, gelu
+
+from singalaut.model.attention import AttentionPlan, Dense
+from singalaut.model.config import Gemma3Config
+from singalaut.model.linear import Linear
+
+Rotation = tuple[Float[Tensor, "B 1 T D"], Float[Tensor, "B 1 T D"]]
+
+
+class Gemma3(nn.Module):
+    """Token ids to hidden states to logits; parameters are uninitialised until loaded."""
+
+    def __init__(self, config: Gemma3Config):
+        super().__init__()
+        self.config = config
+        self.embedding = Linear(config.hidden_size, config.vocab_size)  # also the head
+        self.layers = nn.ModuleList(Layer(config, i) for i in range(config.num_layers))
+        self.final_norm = RmsNorm(config.hidden_size, config.norm_eps)
+
+    def forward(
+        self,
+        tokens: Int[Tensor, "B T"],
+        positions: Int[Tensor, "B T"] | None = None,
+        plan: AttentionPlan | None = None,
+    ) -> Float[Tensor, "B T W"]:
+        """Final hidden states; `logits` turns those that are needed into logits.
+
+        `positions` default to 0…T-1 in every row, `plan` to whole rows.
+        """
+        config = self.config
+        if positions is None:
+            positions = torch.arange(tokens.shape[1], device=tokens.device)[None]
+        if plan is None:
+            plan = Dense()
+        weight = self.embedding.weight
+        scale = torch.tensor(config.hidden_size**0.5, dtype=weight.dtype, device=weight.device)
+        x_BTW = embedding(tokens, weight) * scale
+        local = rotation(positions, config.head_dim, config.rope_local_theta, 1.0, x_BTW.dtype)
+        global_ = rotation(
+            positions, config.head_dim, config.rope_theta, config.rope_factor, x_BTW.dtype
+        )
+        for layer in self.layers:
+            x_BTW = layer(x_BTW, global_ if layer.is_global else local, plan)
+        return self.final_norm(x_BTW)
+
+    def logits(self, hidden: Float[Tensor, "*batch W"]) -> Float[Tensor, "*batch V"]:
+        return self.embedding(hidden)
+
+    def pack(self) -> None:
+        """Prepare the weights for CPU decoding; call again after they change."""
+        for module in self.modules():
+            if isinstance(module, Linear):
+                module.pack()
+
+    def unpack(self) -> None:
+        for module in self.modules():
+            if isinstance(module, Linear):
+                module.unpack()
+
+
+class Layer(nn.Module):
+    """x += norm(attention(norm(x))), then x += norm(mlp(norm(x)))."""
+
+    def __init__(self, config: Gemma3Config, index: int):
+        super().__init__()
+        width, eps = config.hidden_size, config.norm_eps
+        self.is_global = config.is_global(index)
+        self.attention_norm = RmsNorm(width, eps)
+        self.attention = Attention(config, index)
+        self.attention_post_norm = RmsNorm(width, eps)
+        self.mlp_norm = RmsNorm(width, eps)
+        self.mlp = Mlp(width, config.intermediate_size)
+        self.mlp_post_norm = RmsNorm(width, eps)
+
+    def forward(
+        self, x: Float[Tensor, "B T W"], rotation: Rotation, plan: AttentionPlan
+    ) -> Float[Tensor, "B T W"]:
+        x = x + self.attention_post_norm(self.attention(self.attention_norm(x), rotation, plan))
+        return x + self.mlp_post_norm(self.mlp(self.mlp_norm(x)))
+
+
+class Attention(nn.Module):
+    """Grouped-query attention with normalised queries and keys."""
+
+    def __init__(self, config: Gemma3Config, index: int):
+        super().__init__()
+        self.index = index
+        self.head_dim = config.head_dim
+        self.scale = config.query_scalar**-0.5
+        self.window = None if config.is_global(index) else config.window
+        query_width = config.num_heads * config.head_dim
+        key_width = config.num_kv_heads * config.head_dim
+        self.query = Linear(config.hidden_size, query_width)
+        self.key = Linear(config.hidden_size, key_width)
+        self.value = Linear(config.hidden_size, key_width)
+        self.output = Linear(query_width, config.hidden_size)
+        self.query_norm = RmsNorm(config.head_dim, config.norm_eps)
+        self.key_norm = RmsNorm(config.head_dim, config.norm_eps)
+
+    def forward(
+        self, x: Float[Tensor, "B T W"], rotation: Rotation, plan: AttentionPlan
+    ) -> Float[Tensor, "B T W"]:
+        heads = (*x.shape[:2], -1, self.head_dim)
+        q_BHTD = self.query_norm(self.query(x).view(heads)).transpose(1, 2)
+        k_BKTD = self.key_norm(self.key(x).view(heads)).transpose(1, 2)
+        v_BKTD = self.value(x).view(heads).transpose(1, 2)
+        out_BHTD = plan.attend(
+            self.index,
+            rotate(q_BHTD, rotation),
+            rotate(k_BKTD, rotation),
+            v_BKTD,
+            self.scale,
+            self.window,
+        )
+        return self.output(out_BHTD.transpose(1, 2).flatten(2))
+
+
+class Mlp(nn.Module):
+    """down(gelu_tanh(gate(x)) · up(x))."""
+
+    def __init__(self, width: int, inner: int):
+        super().__init__()
+        self.gate = Linear(width, inner)
+        self.up = Linear(width, inner)
+        self.down = Linear(inner, width)
+
+    def forward(self, x: Float[Tensor, "B T W"]) -> Float[Tensor, "B T W"]:
+        return self.down(gelu(self.gate(x), approximate="tanh") * self.up(x))
+
+
+class RmsNorm(nn.Module):
+    """x / √(mean(x²) + eps) · (1 + weight), in float32, cast to x's dtype after the product."""
+
+    def __init__(self, width: int, eps: float):
+        super().__init__()
+        self.weight = nn.Parameter(torch.empty(width))
+        self.eps = eps
+
+    def forward(self, x: Float[Tensor, "*batch W"]) -> Float[Tensor, "*batch W"]:
+        scale = 1.0 + self.weight.float()
+        return nn.functional.rms_norm(x.float(), scale.shape, scale, self.eps).to(x.dtype)
+
+
+def rotation(
+    positions: Int[Tensor, "B T"], head_dim: int, theta: float, factor: float, dtype: torch.dtype
+) -> Rotation:
+    """Cosines and sines of position / factor · theta^(-2i/D), angles in float32 whatever `dtype`.
+
+    The halves of a head form the pairs (i, i + D/2), so each angle stands twice in a row.
+    """
+    exponent = torch.arange(0, head_dim, 2, dtype=torch.float32, device=positions.device) / head_dim
+    frequency = 1.0 / (theta**exponent) / factor
+    angle = positions[..., None].float() * frequency
+    angle = torch.cat((angle, angle), dim=-1).unsqueeze(1)
+    return angle.cos().to(dtype), angle.sin().to(dtype)
+
+
+def rotate(x: Float[Tensor, "B H T D"], rotation: Rotation) -> Float[Tensor, "B H T D"]:
+    """Apply rotary positions to queries or keys."""
+    cos, sin = rotation
+    first, second = x.chunk(2, dim=-1)
+    return x * cos + torch.cat((-second, first), dim=-1) * sin
+
+
+def initialise(model: Gemma3, seed: int) -> Gemma3:
+    """Random weights of a sensible scale, for tests and speed measurements; norms stay small."""
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            std = 0.1 if name.endswith("norm.weight") else 1 / math.sqrt(parameter.shape[-1])
+            parameter.normal_(0.0, std, generator=generator)
+    return model

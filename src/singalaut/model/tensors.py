@@ -1,0 +1,182 @@
+"""Safetensors files: read by memory map, written as a stream that never holds a whole model.
+
+The `safetensors` library reads; it can only write what is in memory at once, so the writer is
+ours: an 8-byte header length, a JSON header, then the tensors' bytes in the header's order.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterable, Iterator
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+
+from singalaut.errors import CheckpointError, from_os_error
+
+DTYPE_NAMES = {
+    torch.float32: "F32",
+    torch.bfloat16: "BF16",
+    torch.float16: "F16",
+    torch.int64: "I64",
+    torch.int32: "I32",
+    torch.uint8: "U8",
+}
+SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
+MAX_SHARD_BYTES = 5_000_000_000
+
+
+@dataclass(frozen=True)
+class TensorSpec:
+    """Name, shape and dtype of a tensor that will be written."""
+
+    name: str
+    shape: tuple[int, ...]
+    dtype: torch.dtype
+
+    @property
+    def num_bytes(self) -> int:
+        count = 1
+        for size in self.shape:
+            count *= size
+        return count * self.dtype.itemsize
+
+
+class TensorReader:
+    """The tensors of one file or of a sharded folder, mapped into memory and read on demand."""
+
+    def __init__(self, files: Iterable[Path]):
+        self._stack = ExitStack()
+        self._places: dict[str, tuple[Path, safe_open]] = {}
+        for file in files:
+            try:
+                handle = self._stack.enter_context(safe_open(file, "pt"))
+            except SafetensorError as error:
+                raise CheckpointError(
+                    f"not a whole safetensors file ({error})",
+                    where=file.name,
+                    hint="the file is cut short or damaged; fetch or write it again",
+                ) from error
+            except OSError as error:
+                raise from_os_error(error) from error
+            for name in handle.keys():  # noqa: SIM118 (a handle is not a mapping)
+                self._places[name] = (file, handle)
+
+    @classmethod
+    def open(cls, folder: Path) -> TensorReader:
+        """The weights of a Hugging Face directory, in one file or in shards."""
+        if (folder / SINGLE).exists():
+            return cls([folder / SINGLE])
+        index = folder / INDEX
+        if not index.exists():
+            raise CheckpointError(
+                f"found neither `{SINGLE}` nor `{INDEX}`",
+                where=folder,
+                hint="give a Hugging Face directory with safetensors weights; "
+                "pickled `.bin` files are never read",
+            )
+        try:
+            shards = sorted(set(json.loads(index.read_bytes())["weight_map"].values()))
+        except (ValueError, KeyError, AttributeError) as error:
+            raise CheckpointError("the shard index is not readable", where=index) from error
+        for shard in shards:
+            if not (folder / shard).is_file():
+                raise CheckpointError(
+                    f"shard `{shard}` is named in the index but missing",
+                    where=folder,
+                    hint="fetch the missing shard",
+                )
+        return cls(folder / shard for shard in shards)
+
+    def __contains__(self, name: str) -> bool:
+        return name in self._places
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._places)
+
+    def file(self, name: str) -> Path:
+        return self._places[name][0]
+
+    def shape(self, name: str) -> tuple[int, ...]:
+        return tuple(self._places[name][1].get_slice(name).get_shape())
+
+    def dtype(self, name: str) -> str:
+        """The dtype as safetensors writes it, such as `BF16`."""
+        return self._places[name][1].get_slice(name).get_dtype()
+
+    def read(self, name: str) -> Tensor:
+        return self._places[name][1].get_tensor(name)
+
+    def close(self) -> None:
+        self._stack.close()
+        self._places.clear()
+
+    def __enter__(self) -> TensorReader:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+
+def write_tensors(
+    file: Path,
+    specs: list[TensorSpec],
+    tensors: Iterable[Tensor],
+    metadata: dict[str, str] | None = None,
+) -> None:
+    """Write tensors, given in the order of `specs`, so that `file` appears only when complete."""
+    header: dict[str, object] = {"__metadata__": {"format": "pt", **(metadata or {})}}
+    offset = 0
+    for spec in specs:
+        header[spec.name] = {
+            "dtype": DTYPE_NAMES[spec.dtype],
+            "shape": list(spec.shape),
+            "data_offsets": [offset, offset + spec.num_bytes],
+        }
+        offset += spec.num_bytes
+    head = json.dumps(header, separators=(",", ":")).encode()
+    head += b" " * (-len(head) % 8)
+    temporary = file.with_name(f".{file.name}.tmp")
+    try:
+        with temporary.open("wb") as out:
+            out.write(len(head).to_bytes(8, "little") + head)
+            for spec, tensor in zip(specs, tensors, strict=True):
+                assert tuple(tensor.shape) == spec.shape and tensor.dtype == spec.dtype, spec.name
+                flat = tensor.detach().contiguous().cpu().view(-1).view(torch.uint8)
+                out.write(flat.numpy().data)
+            out.flush()
+            os.fsync(out.fileno())
+        temporary.replace(file)
+    except OSError as error:
+        raise from_os_error(error) from error
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def write_shards(folder: Path, specs: list[TensorSpec], tensors: Iterable[Tensor]) -> None:
+    """Write a model's weights as one file, or as shards of at most 5 GB with an index."""
+    shards: list[list[TensorSpec]] = [[]]
+    room = MAX_SHARD_BYTES
+    for spec in specs:
+        if shards[-1] and spec.num_bytes > room:
+            shards.append([])
+            room = MAX_SHARD_BYTES
+        shards[-1].append(spec)
+        room -= spec.num_bytes
+    stream = iter(tensors)
+    if len(shards) == 1:
+        write_tensors(folder / SINGLE, specs, stream)
+        return
+    weight_map = {}
+    for number, shard in enumerate(shards, start=1):
+        name = f"model-{number:05d}-of-{len(shards):05d}.safetensors"
+        write_tensors(folder / name, shard, (next(stream) for _ in shard))
+        weight_map.update({spec.name: name for spec in shard})
+    total = sum(spec.num_bytes for spec in specs)
+    index = {"metadata": {"total_size": total}, "weight_map": weight_map}
+    (folder / INDEX).write_text(json.dumps(index, indent=2) + "\n")

@@ -1,0 +1,44 @@
+"""What a recipe is: a name, a seed, a starting model and a list of stages, all typed.
+
+Every kind of stage has its settings beside its code; this file only joins them. Whether the
+stages fit together is checked in `references`.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, get_args
+
+from pydantic import Field
+
+from singalaut.evals.config import EvaluateConfig
+from singalaut.merge.config import MergeConfig
+from singalaut.publish.config import CardConfig
+from singalaut.settings import Settings, StageSettings
+from singalaut.train.config import SftConfig
+
+StageConfig = SftConfig | MergeConfig | EvaluateConfig | CardConfig
+KINDS: dict[str, type[StageSettings]] = {
+    stage.model_fields["kind"].default: stage for stage in get_args(StageConfig)
+}
+
+
+class ModelConfig(Settings):
+    """Where a recipe starts."""
+
+    base: str
+    """A model directory, a hub id, a GGUF file or `demo:gemma-3-270m`."""
+
+
+class Recipe(Settings):
+    """A whole run, from the starting model to the last stage."""
+
+    name: str
+    """Name of the run's folder below `output`."""
+    seed: int = Field(0, ge=0, lt=2**63)
+    """Decides everything that is random."""
+    output: str = "runs"
+    """Where run folders are made; relative paths are relative to the recipe."""
+    model: ModelConfig
+    """Where the recipe starts."""
+    stage: tuple[Annotated[StageConfig, Field(discriminator="kind")], ...] = Field(min_length=1)
+    """What is done, in order; one `[[stage]]` table for each."""

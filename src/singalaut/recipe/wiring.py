@@ -1,0 +1,104 @@
+"""Chooses which code runs each kind of stage, and how names become models and packs.
+
+The only part of a recipe that knows the rooms behind the stages; it loads them when a stage runs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+from singalaut.artifact import Work
+from singalaut.evals.config import EvaluateConfig
+from singalaut.merge.config import MergeConfig
+from singalaut.publish.config import CardConfig
+from singalaut.recipe.lineage import lineage
+from singalaut.recipe.plan import Plan, PlannedStage
+from singalaut.train.config import SftConfig
+
+StageFunction = Callable[[PlannedStage, Plan, Work], None]
+
+
+def open_model(source: str, folder: Path) -> Path:
+    """The Hugging Face directory of a model's name or stage's folder, fetched if need be."""
+    from singalaut.checkpoint.resolve import resolve_model
+
+    return resolve_model(source, base_folder=folder)
+
+
+def present_model(source: str, folder: Path) -> Path | None:
+    """The same directory if nothing has to be fetched or converted for it, else None."""
+    from singalaut.checkpoint.resolve import local_model
+
+    return local_model(source, base_folder=folder)
+
+
+def locate(label: str, value: str, folder: Path) -> Path:
+    """Where an input file lies; only packs have names that are no paths."""
+    if label == "pack":
+        from singalaut.evals.tasks import pack_path
+
+        named = pack_path(value)
+        return named if named.is_absolute() else folder / named
+    return folder / Path(value).expanduser()
+
+
+def model_path(stage: PlannedStage, plan: Plan, label: str) -> Path:
+    """The model directory behind an input: a starting model's own, or `model/` of a stage."""
+    path = stage.inputs[label].path
+    return path if stage.config.inputs()[label] in plan.models else path / "model"
+
+
+def _sft(stage: PlannedStage, plan: Plan, work: Work) -> None:
+    from singalaut.train.sft import run_sft
+
+    assert isinstance(stage.config, SftConfig)
+    data = [stage.inputs[label].path for label in stage.config.files()]
+    model = model_path(stage, plan, "model")
+    run_sft(stage.config, model=model, data=data, work=work, seed=plan.recipe.seed)
+
+
+def _merge(stage: PlannedStage, plan: Plan, work: Work) -> None:
+    from singalaut.merge.stream import run_merge
+
+    assert isinstance(stage.config, MergeConfig)
+    models = [model_path(stage, plan, label) for label in stage.config.inputs()]
+    run_merge(stage.config, models=models, work=work)
+
+
+def _evaluate(stage: PlannedStage, plan: Plan, work: Work) -> None:
+    from singalaut.evals.runner import run_evaluate
+    from singalaut.generate.engine import open_engine
+
+    assert isinstance(stage.config, EvaluateConfig)
+    models = {name: model_path(stage, plan, label) for label, name in stage.config.inputs().items()}
+    run_evaluate(
+        stage.config,
+        models=models,
+        pack=stage.inputs["pack"].path,
+        work=work,
+        seed=plan.recipe.seed,
+        open_sampler=open_engine,
+    )
+
+
+def _card(stage: PlannedStage, plan: Plan, work: Work) -> None:
+    from singalaut.publish.card import run_card
+
+    assert isinstance(stage.config, CardConfig)
+    evaluation = stage.inputs.get("evaluation")
+    run_card(
+        stage.config,
+        model=stage.inputs["model"].path,
+        evaluation=None if evaluation is None else evaluation.path,
+        lineage=lineage(stage.config.inputs()["model"], plan),
+        work=work,
+    )
+
+
+STAGES: Mapping[str, StageFunction] = {
+    "sft": _sft,
+    "merge": _merge,
+    "evaluate": _evaluate,
+    "card": _card,
+}

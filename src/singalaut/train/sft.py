@@ -1,0 +1,94 @@
+"""The stage of supervised fine-tuning: a model and conversations in, a better model out."""
+
+from __future__ import annotations
+
+import logging
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+
+from singalaut.artifact import Work, remove_folder
+from singalaut.contracts import derive
+from singalaut.data.batches import load_training_data, micro_batches
+from singalaut.errors import DataError
+from singalaut.model.hf import copy_companions, load_model, save_model, stored_dtype
+from singalaut.model.lora import add_adapter, merge_adapter, save_adapter
+from singalaut.progress import progress
+from singalaut.train.checkpoint import load_state, save_state
+from singalaut.train.config import SftConfig
+from singalaut.train.optim import adamw, scheduled_rate
+from singalaut.train.step import train_step
+
+log = logging.getLogger("singalaut")
+
+
+def run_sft(config: SftConfig, *, model: Path, data: list[Path], work: Work, seed: int) -> None:
+    """Tune `model` on the assistant's turns of `data`; a rerun goes on from the last checkpoint.
+
+    Writes `model/` (merged, in the dtype of the input) and, with an adapter, `adapter/`. Weights
+    and moments are float32 while training. Raises DataError when the loss is not finite.
+    """
+    rows = load_training_data(data, config.data, model, config.max_tokens)
+    work.facts["data"] = rows.provenance
+    log.info("%d conversations", len(rows.examples))
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    network = load_model(model, torch.float32, device).train()
+    network.config = replace(
+        network.config, eos_ids=_with(network.config.eos_ids, rows.end_of_turn)
+    )
+    if config.adapter is not None:
+        adapter = config.adapter
+        init = derive(seed, "adapter")
+        add_adapter(network, adapter.rank, adapter.alpha, adapter.targets, init)
+    else:
+        network.requires_grad_(True)
+    optimizer = adamw(network, config.learning_rate, config.weight_decay)
+    state_file = work.path / "checkpoint" / "state.safetensors"
+    start = load_state(state_file, network, optimizer)
+    work.rewind(start)
+    with progress("sft", config.steps, "step") as bar:
+        bar.advance(start)
+        for step in range(start, config.steps):
+            begin = time.monotonic()
+            micros = micro_batches(rows.batch(step, config.batch_size, seed), config.micro_tokens)
+            rate = scheduled_rate(
+                step,
+                config.steps,
+                config.warmup_steps,
+                config.learning_rate,
+                config.final_learning_rate,
+            )
+            meters = train_step(network, optimizer, micros, rate, config.max_gradient_norm)
+            seconds = time.monotonic() - begin
+            speed = round(meters.tokens / seconds)
+            work.log(
+                step=step,
+                loss=meters.loss,
+                gradient_norm=meters.gradient_norm,
+                learning_rate=rate,
+                tokens=meters.tokens,
+                learned_tokens=meters.learned_tokens,
+                tokens_per_second=speed,
+            )
+            if not meters.loss < float("inf"):
+                raise DataError(
+                    f"the loss is {meters.loss} at step {step}",
+                    where=work.path,
+                    hint="lower `learning_rate`; the last good checkpoint is kept",
+                )
+            bar.advance(loss=f"{meters.loss:.3f}", speed=f"{speed} tok/s")
+            if (step + 1) % config.save_every == 0:
+                save_state(state_file, network, optimizer, step + 1)
+    if config.adapter is not None:
+        save_adapter(network, work.path / "adapter", base_name=model.parent.name)
+        merge_adapter(network)
+    save_model(network, work.path / "model", stored_dtype(model))
+    copy_companions(model, work.path / "model")
+    if state_file.parent.exists():
+        remove_folder(state_file.parent)
+
+
+def _with(ids: tuple[int, ...], extra: int) -> tuple[int, ...]:
+    return ids if extra in ids else (*ids, extra)

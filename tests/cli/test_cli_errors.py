@@ -1,0 +1,123 @@
+"""Whatever goes wrong is one message on stderr with a remedy, and an exit code that says whose."""
+
+from __future__ import annotations
+
+import errno
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+
+from singalaut.cli.main import explain
+
+COMMAND = [sys.executable, "-m", "singalaut"]
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        ("run no.toml", "no such recipe"),
+        ("run tiny.toml --set sft.stps=1", "did you mean `steps`?"),
+        ("run tiny.toml --until crad", "did you mean `card`?"),
+        ("run tiny.toml --from card", "needs the stage `sft`, which has not finished"),
+        ("run tiny.toml --set sft.data.0.path=no.jsonl", "no.jsonl"),
+        ("run tiny.toml --set model.base=nothing", "there is no model `nothing`"),
+        ("recipe show no.toml", "no such recipe"),
+        ("status no.toml", "no such recipe"),
+        ("sft", "no model is given"),
+        ("sft --model base", "--steps: `sft.steps` is missing"),
+        ("sft --model base --data a.jsonl --steps 0", "`sft.steps` needs 1 or more, found 0"),
+        ("sft --model base --data no.jsonl --steps 1", "`sft.data.0` is not there"),
+        ("sft --model base --data a.jsonl --steps 1 --rank 0", "--rank"),
+        ("sft --recipe tiny.toml --steps 1", "`--steps` cannot be used with `--recipe`"),
+        ("sft --recipe tiny.toml --stage card", "no stage of kind `sft` is named `card`"),
+        ("sft --stage sft --model base", "`--stage` needs a recipe"),
+        ("merge --recipe tiny.toml", "0 stages are of kind `merge`"),
+        ("merge nothing:0.5 base:0.5", "there is no model `nothing`"),
+        ("eval --model nothing", "there is no model `nothing`"),
+        ("generate --model nothing hello", "there is no model `nothing`"),
+        ("convert no.gguf out", "no.gguf"),
+        ("inspect nothing", "there is no model `nothing`"),
+    ],
+)
+def test_fault_of_the_user_is_told_with_exit_code_2(cli, recipe_file, words, message):
+    result = cli(*words.split())
+    assert result.exit_code == 2
+    assert result.stderr.count("error: ") == 1 and message in result.stderr
+    assert "Traceback" not in result.stderr and result.stdout == ""
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        ("rnu", "Did you mean 'run'?"),
+        ("run --dryrun x", "--dry-run"),
+        ("generate hello", "'--model'"),
+        ("generate --model x --temperature -1 hello", "--temperature"),
+    ],
+)
+def test_fault_of_the_command_line_is_told_with_exit_code_2(cli, words, message):
+    result = cli(*words.split())
+    assert result.exit_code == 2 and message in result.stderr
+
+
+def test_debug_shows_where_the_error_comes_from(cli):
+    result = cli("--debug", "run", "no.toml")
+    assert result.exit_code == 2
+    assert "Traceback" in result.stderr and "error: no such recipe" in result.stderr
+
+
+@pytest.mark.parametrize(
+    ("error", "code", "message"),
+    [
+        (MemoryError(), 1, "memory"),
+        (RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried"), 1, "memory"),
+        (OSError(errno.ENOSPC, "full", "/x"), 1, "no space is left"),
+        (PermissionError(errno.EACCES, "no", "/x"), 1, "permission denied"),
+        (ZeroDivisionError("by zero"), 1, "internal error: ZeroDivisionError: by zero"),
+    ],
+)
+def test_fault_of_the_machine_or_ours_is_told_with_exit_code_1(error, code, message):
+    text, found = explain(error)
+    assert found == code and message in text
+
+
+def test_output_folder_that_cannot_be_written_is_told(cli, recipe_file, tmp_path):
+    (tmp_path / "runs").write_text("a file where the folder should be")
+    result = cli("run", "tiny.toml")
+    assert result.exit_code == 1 and result.stderr.count("error: ") == 1
+    assert "runs" in result.stderr
+
+
+def test_unknown_log_level_is_told(cli, monkeypatch):
+    monkeypatch.setenv("SINGALAUT_LOG", "loud")
+    result = cli("doctor")
+    assert result.exit_code == 2 and "SINGALAUT_LOG" in result.stderr
+
+
+def test_interrupt_is_one_line_and_exit_code_130():
+    process = subprocess.Popen(
+        [*COMMAND, "generate", "--model", "x"],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    time.sleep(2)  # by now it waits for lines on stdin
+    process.send_signal(signal.SIGINT)
+    _, message = process.communicate(timeout=20)
+    assert process.returncode == 130
+    assert message.strip().startswith("stopped; finished stages") and message.count("\n") == 2
+
+
+def test_reader_that_goes_away_is_no_error(recipe_file):
+    process = subprocess.Popen(
+        [*COMMAND, "recipe", "show", "tiny.toml"], stdout=subprocess.PIPE, stderr=subprocess.PIPE
+    )
+    process.stdout.close()
+    message = process.stderr.read()
+    process.stderr.close()
+    process.wait(timeout=20)
+    assert message == b""

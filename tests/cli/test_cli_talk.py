@@ -1,0 +1,87 @@
+"""Answers on the terminal, from a Sampler that answers with the prompt in capitals."""
+
+from __future__ import annotations
+
+import asyncio
+import io
+import json
+
+import pytest
+
+from singalaut.cli import talk
+from singalaut.contracts import Completion, Delta, Message, Request, SamplingParams, Usage
+from singalaut.errors import RequestError
+
+
+class Shouter:
+    """A Sampler that finishes later requests first; `!` in a prompt is Ctrl-C in the answer."""
+
+    def sample(self, requests):
+        for request in reversed(requests):
+            text = request.prompt[-1].content.upper()
+            yield Completion(request.id, 0, (1,), text, "stop", Usage(2, 1))
+
+    async def stream(self, request):
+        text = request.prompt[-1].content.upper()
+        if "?" in text:
+            raise RequestError("no questions")
+        for letter in text:
+            if letter == "!":
+                raise KeyboardInterrupt
+            yield Delta(letter, (1,))
+
+
+def test_one_prompt_is_streamed(capsys):
+    talk.answer(Shouter(), ["halo"], SamplingParams(), as_json=False)
+    assert capsys.readouterr().out == "HALO\n"
+
+
+def test_several_prompts_are_printed_in_order(capsys):
+    talk.answer(Shouter(), ["one", "two"], SamplingParams(), as_json=False)
+    assert capsys.readouterr().out == "> one\nONE\n\n> two\nTWO\n\n"
+
+
+def test_json_has_one_line_for_each_prompt(capsys):
+    talk.answer(Shouter(), ["satu", "สอง"], SamplingParams(), as_json=True)
+    rows = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert [(row["prompt"], row["text"]) for row in rows] == [("satu", "SATU"), ("สอง", "สอง")]
+    assert rows[0]["finish_reason"] == "stop" and rows[0]["completion_tokens"] == 1
+
+
+def test_no_prompt_is_told(cli):
+    result = cli("generate", "--model", "m", input="\n")
+    assert result.exit_code == 2 and "no prompt" in result.stderr
+
+
+@pytest.mark.parametrize("end", ["/quit\nnot read\n", ""])
+def test_chat_keeps_what_was_said_and_forgets_what_was_refused(end, capsys, monkeypatch):
+    monkeypatch.setattr("sys.stdin", io.StringIO(f"one\n\nwhy?\ntwo!three\n{end}"))
+    messages = talk.converse(Shouter(), SamplingParams())
+    assert [(message.role, message.content) for message in messages] == [
+        ("user", "one"),
+        ("assistant", "ONE"),
+        ("user", "two!three"),
+        ("assistant", "TWO"),
+    ]
+    shown = capsys.readouterr()
+    assert shown.out == "ONE\nTWO …\n" and "error: no questions" in shown.err
+
+
+def test_stream_lets_an_interrupt_in_between_pieces(capsys):
+    class Endless(Shouter):
+        async def stream(self, request):
+            while True:
+                yield Delta("x", (1,))
+
+    pieces = []
+
+    async def stopped():
+        request = Request([Message("user", "a")])
+        task = asyncio.ensure_future(talk._stream(Endless(), request, pieces))
+        await asyncio.sleep(0.01)
+        task.cancel()
+        await task
+
+    with pytest.raises(asyncio.CancelledError):
+        asyncio.run(stopped())
+    assert pieces

@@ -1,0 +1,198 @@
+"""The engine against `transformers` and against itself in other company."""
+
+from __future__ import annotations
+
+import asyncio
+import math
+from collections import Counter
+from dataclasses import replace
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from singalaut.contracts import Message, Request, Sampler, SamplingParams
+from singalaut.errors import RequestError
+from singalaut.generate.engine import Engine, open_engine
+from singalaut.generate.sampling import choose
+
+PROMPTS = [[2, *range(150, 150 + n)] for n in (1, 5, 8, 9, 20, 33)]
+
+
+@pytest.fixture(scope="module")
+def engine(tiny_model) -> Engine:
+    return open_engine(tiny_model, batch_size=3)
+
+
+def ask(engine: Engine, *requests: Request):
+    found = {(c.request_id, c.index): c for c in engine.sample(requests)}
+    return [found[request.id, i] for request in requests for i in range(request.sampling.n)]
+
+
+def greedy(tokens: int, **more) -> SamplingParams:
+    return SamplingParams(max_tokens=tokens, temperature=0, ignore_eos=True, **more)
+
+
+def test_greedy_tokens_equal_transformers(engine, tiny_model):
+    from transformers import AutoModelForCausalLM
+
+    theirs = AutoModelForCausalLM.from_pretrained(tiny_model, dtype=torch.float32)
+    theirs.generation_config.eos_token_id = None
+    requests = [Request(p, greedy(30), str(i)) for i, p in enumerate(PROMPTS)]
+    for prompt, ours in zip(PROMPTS, ask(engine, *requests), strict=True):
+        wanted = theirs.generate(
+            torch.tensor([prompt]),
+            attention_mask=torch.ones(1, len(prompt)),
+            max_new_tokens=30,
+            do_sample=False,
+        )
+        assert list(ours.token_ids) == wanted[0, len(prompt) :].tolist()
+        assert ours.usage.prompt_tokens == len(prompt) and ours.finish_reason == "length"
+
+
+def test_it_is_a_sampler(engine):
+    assert isinstance(engine, Sampler)
+    assert len(engine.identity) == 64
+    engine.sleep()
+    asleep = ask(engine, Request(PROMPTS[2], greedy(5), "a"))
+    engine.weights_changed()
+    assert ask(engine, Request(PROMPTS[2], greedy(5), "a")) == asleep
+    assert engine.statistics()["generated_tokens"] > 0
+
+
+def test_a_seeded_answer_does_not_depend_on_its_company(engine):
+    params = SamplingParams(max_tokens=12, temperature=1.0, top_k=50, seed=7, n=2)
+    target = Request(PROMPTS[3], params, "target")
+    alone = ask(engine, target)
+    others = [Request(p, replace(params, seed=i, n=1), str(i)) for i, p in enumerate(PROMPTS)]
+    assert ask(engine, *others, target)[-2:] == alone
+    assert alone[0].token_ids != alone[1].token_ids
+    assert ask(engine, Request(PROMPTS[3], replace(params, seed=8), "target")) != alone
+
+
+def test_shared_beginnings_are_computed_once(engine):
+    stem = [2, *range(200, 206)]  # within the window of 8, so that it can be taken over
+    requests = [Request([*stem, 300 + i], greedy(4), str(i)) for i in range(3)]
+    alone = [ask(engine, request)[0] for request in requests]
+    engine._counts["shared_tokens"] = 0
+    import singalaut.generate.engine as module
+
+    least, module.MIN_SHARED_TOKENS = module.MIN_SHARED_TOKENS, 4
+    try:
+        together = ask(engine, *requests)
+    finally:
+        module.MIN_SHARED_TOKENS = least
+    assert together == alone
+    assert engine.statistics()["shared_tokens"] == 2 * len(stem)
+
+
+def test_logprobs_are_those_of_the_forward_pass(engine):
+    answer = ask(engine, Request(PROMPTS[4], greedy(6, logprobs=True), "a"))[0]
+    row = torch.tensor([[*PROMPTS[4], *answer.token_ids]])
+    with torch.no_grad():
+        logprobs = engine.model.logits(engine.model(row)).log_softmax(-1)[0]
+    wanted = [logprobs[len(PROMPTS[4]) - 1 + i, t].item() for i, t in enumerate(answer.token_ids)]
+    assert answer.logprobs == pytest.approx(wanted, abs=1e-4)
+
+
+def streamed(engine: Engine, request: Request):
+    async def collect():
+        return [delta async for delta in engine.stream(request)]
+
+    return asyncio.run(collect())
+
+
+def test_a_stream_is_the_same_answer_in_pieces(engine):
+    request = Request(PROMPTS[1], SamplingParams(max_tokens=20, seed=3, top_k=200), "a")
+    whole = ask(engine, request)[0]
+    pieces = streamed(engine, request)
+    assert "".join(p.text for p in pieces) == whole.text
+    assert tuple(t for p in pieces for t in p.token_ids) == whole.token_ids
+    assert [p.finish_reason for p in pieces[:-1]] == [None] * (len(pieces) - 1)
+    assert pieces[-1].finish_reason == whole.finish_reason
+
+
+def test_stop_strings_end_the_text_before_them(engine):
+    request = Request(PROMPTS[1], SamplingParams(max_tokens=40, seed=3, top_k=200), "a")
+    text = ask(engine, request)[0].text
+    stop = text[4:6]
+    params = replace(request.sampling, stop=(stop, "never"))
+    stopped = ask(engine, replace(request, sampling=params))[0]
+    assert stopped.text == text[: text.find(stop)] and stopped.finish_reason == "stop"
+    pieces = streamed(engine, replace(request, sampling=params))
+    assert "".join(piece.text for piece in pieces) == stopped.text
+
+
+def test_messages_and_end_of_turn(engine):
+    messages = [Message("user", "Hello")]
+    by_text = ask(engine, Request(messages, greedy(5), "a"))[0]
+    ids = engine.chat.encode(messages)
+    assert ask(engine, Request(ids, greedy(5), "a"))[0] == by_text
+    first = by_text.token_ids[0]
+    params = SamplingParams(max_tokens=5, temperature=0, stop_token_ids=(first,))
+    ended = ask(engine, Request(ids, params, "a"))[0]
+    assert (ended.text, ended.finish_reason, ended.token_ids) == ("", "stop", (first,))
+
+
+@pytest.mark.parametrize(
+    ("prompt", "params", "message"),
+    [
+        ([], {}, "prompt is empty"),
+        ([2, 512], {}, "token ids must lie in 0…511"),
+        ([2, -1], {}, "token ids"),
+        ([2] * 512, {}, "512 tokens; the model's context is 512"),
+        ([2], {"temperature": -1}, "`temperature` is -1"),
+        ([2], {"top_p": 0}, "`top_p`"),
+        ([2], {"n": 0}, "`n`"),
+        ([2], {"max_tokens": 0}, "`max_tokens`"),
+    ],
+)
+def test_requests_that_cannot_be_served(engine, prompt, params, message):
+    with pytest.raises(RequestError, match=message):
+        list(engine.sample([Request(prompt, SamplingParams(**params), "a")]))
+
+
+def test_the_context_ends_the_answer(engine):
+    answer = ask(engine, Request([2] * 508, greedy(50), "a"))[0]
+    assert len(answer.token_ids) == 4 and answer.finish_reason == "length"
+
+
+LOGITS = torch.randn(40, generator=torch.Generator().manual_seed(0)) * 2
+
+
+def draw(count: int, **settings) -> Counter:
+    params = SamplingParams(**settings)
+    return Counter(choose(LOGITS, params, seed, 0, 0) for seed in range(count))
+
+
+def test_draws_follow_the_distribution():
+    for temperature in (0.7, 1.0):
+        found = draw(4000, temperature=temperature)
+        wanted = (LOGITS / temperature).softmax(-1) * 4000
+        big = (wanted > 5).nonzero().flatten().tolist()
+        terms = [(found[i] - wanted[i].item()) ** 2 / wanted[i].item() for i in big]
+        statistic = sum(terms)
+        assert statistic < 2 * len(big), statistic
+
+
+@settings(max_examples=30, deadline=None)
+@given(
+    top_k=st.integers(0, 40),
+    top_p=st.floats(0.05, 1.0),
+    min_p=st.floats(0, 0.5),
+)
+def test_filters_keep_what_they_say(top_k, top_p, min_p):
+    probabilities = LOGITS.softmax(-1)
+    drawn = set(draw(60, top_k=top_k, top_p=top_p, min_p=min_p))
+    ranked = probabilities.argsort(descending=True).tolist()
+    best = ranked[: top_k or 40]
+    best = [i for i in best if probabilities[i] >= min_p * probabilities[ranked[0]] * (1 - 1e-5)]
+    kept, mass, total = [], 0.0, sum(probabilities[i].item() for i in best)
+    for i in best:
+        if mass / total >= top_p + 1e-6:
+            break
+        kept.append(i)
+        mass += probabilities[i].item()
+    assert drawn <= set(kept)
+    assert math.isclose(probabilities.sum().item(), 1, abs_tol=1e-5)

@@ -1,0 +1,54 @@
+"""The chunked loss against plain cross-entropy."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch.nn.functional import cross_entropy
+
+from singalaut.loss.logprobs import negative_log_likelihood
+from singalaut.loss.sft import sft_loss
+
+
+def tensors(rows: int, width: int = 16, vocabulary: int = 50):
+    generator = torch.Generator().manual_seed(rows)
+    hidden = torch.randn(rows, width, generator=generator, requires_grad=True)
+    weight = torch.randn(vocabulary, width, generator=generator, requires_grad=True)
+    return hidden, weight, torch.randint(0, vocabulary, (rows,), generator=generator)
+
+
+@settings(max_examples=25, deadline=None)
+@given(rows=st.integers(1, 40), chunk=st.integers(1, 50))
+def test_loss_and_gradients_match_cross_entropy(rows, chunk):
+    hidden, weight, targets = tensors(rows)
+    wanted = cross_entropy(hidden @ weight.T, targets, reduction="sum")
+    expected = torch.autograd.grad(3 * wanted, (hidden, weight))
+    ours = negative_log_likelihood(hidden, weight, targets, chunk)
+    grads = torch.autograd.grad(3 * ours, (hidden, weight))
+    torch.testing.assert_close(ours, wanted, rtol=1e-5, atol=1e-4)
+    for ours_grad, their_grad in zip(grads, expected, strict=True):
+        torch.testing.assert_close(ours_grad, their_grad, rtol=1e-4, atol=1e-4)
+
+
+def test_a_frozen_head_gets_no_gradient():
+    hidden, weight, targets = tensors(9)
+    weight.requires_grad_(False)
+    negative_log_likelihood(hidden, weight, targets).backward()
+    assert hidden.grad is not None and weight.grad is None
+    with torch.no_grad():
+        assert negative_log_likelihood(hidden, weight, targets) > 0
+
+
+def test_only_masked_tokens_count():
+    hidden, weight, _ = tensors(12)
+    rows = hidden.view(2, 6, 16)
+    tokens = torch.arange(12).view(2, 6)
+    mask = torch.tensor([[1, 0, 1, 1, 0, 0], [0, 0, 0, 0, 0, 1]], dtype=torch.bool)
+    wanted = sum(
+        cross_entropy(rows[b, t - 1] @ weight.T, tokens[b, t]) for b, t in ((0, 2), (0, 3), (1, 5))
+    )
+    torch.testing.assert_close(sft_loss(rows, weight, tokens, mask, 3), wanted / 3)
+    with pytest.raises(AssertionError):
+        torch.testing.assert_close(sft_loss(rows, weight, tokens, ~mask, 3), wanted / 3)
