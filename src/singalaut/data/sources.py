@@ -35,9 +35,14 @@ def _sample(line: bytes, path: Path, number: int, language: str | None) -> Sampl
     where = f"{path}, line {number}"
     try:
         row = json.loads(line)
-    except ValueError as error:
+    except ValueError as error:  # bad JSON or bad UTF-8
+        fact = (
+            f"{error.msg} at character {error.pos + 1}"
+            if isinstance(error, json.JSONDecodeError)
+            else str(error)
+        )
         raise DataError(
-            f"not valid JSON: {error}", where=where, hint="each line must be one JSON object"
+            f"not valid JSON: {fact}", where=where, hint="each line must be one JSON object"
         ) from error
     if not isinstance(row, dict) or not isinstance(row.get("messages"), list):
         found = ", ".join(row) if isinstance(row, dict) else type(row).__name__
