@@ -76,3 +76,38 @@ def tiny_model(tmp_path_factory, tiny_config, tiny_tokenizer) -> Path:
     save_model(initialise(Gemma3(tiny_config), seed=0), folder, torch.float32)
     tiny_tokenizer.save(folder)
     return folder
+
+
+@pytest.fixture(scope="session")
+def seeing_tokenizer(tiny_vocabulary):
+    """The tiny tokenizer with the image token, and four newlines in one token as Gemma has them."""
+    from singalaut.text.tokenizer import Tokenizer
+
+    tokens, scores, types = tiny_vocabulary
+    more = ["\n\n\n\n", "<image_soft_token>"]
+    return Tokenizer.from_vocabulary([*tokens, *more], [*scores, 0.0, 0.0], [*types, 4, 3])
+
+
+@pytest.fixture(scope="session")
+def seeing_config(tiny_config, seeing_tokenizer):
+    """`tiny_config` with a vision part: images of 28² pixels become four tokens."""
+    from dataclasses import replace
+
+    from singalaut.model.config import VisionConfig
+
+    vision = VisionConfig(24, 32, 2, 2, 28, 7, 4, 1e-6, *seeing_tokenizer.image_ids)
+    return replace(tiny_config, vocab_size=520, vision=vision)
+
+
+@pytest.fixture(scope="session")
+def seeing_model(tmp_path_factory, seeing_config, seeing_tokenizer) -> Path:
+    """A Hugging Face directory of `seeing_config` with random float32 weights."""
+    import torch
+
+    from singalaut.model.gemma3 import Gemma3, initialise
+    from singalaut.model.hf import save_model
+
+    folder = tmp_path_factory.mktemp("seeing") / "model"
+    save_model(initialise(Gemma3(seeing_config), seed=0), folder, torch.float32)
+    seeing_tokenizer.save(folder)
+    return folder

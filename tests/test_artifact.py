@@ -157,13 +157,43 @@ def test_unreadable_manifest_is_told(tmp_path):
 def test_hash_is_remembered_until_the_file_changes(tmp_path, monkeypatch):
     file = tmp_path / "data"
     file.write_bytes(b"one")
-    os.utime(file, ns=(0, time.time_ns() - 10**10))
+    monkeypatch.setattr(artifact, "CLOCK_TICK_NANOSECONDS", -(10**9))  # as if it were older
     first = hash_file(file)
     with monkeypatch.context() as patched:
         patched.setattr(artifact.hashlib, "file_digest", lambda *_: pytest.fail("hashed again"))
         assert hash_file(file) == first
     file.write_bytes(b"two")
     assert hash_file(file) != first
+
+
+def test_a_file_in_the_place_of_another_is_hashed_again(tmp_path, monkeypatch):
+    monkeypatch.setattr(artifact, "CLOCK_TICK_NANOSECONDS", -(10**9))
+    file = tmp_path / "data"
+    hashes = set()
+    for text in (b"one", b"two"):
+        file.unlink(missing_ok=True)  # the next file may get the same inode
+        file.write_bytes(text)
+        os.utime(file, ns=(10**18, 10**18))
+        hashes.add(hash_file(file))
+    assert len(hashes) == 2
+
+
+def test_a_kill_while_sealing_keeps_what_a_resume_needs(tmp_path, monkeypatch):
+    def killed(*_):
+        raise KeyboardInterrupt
+
+    folder = tmp_path / "sft-1"
+    with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
+        patched.setattr(artifact, "hash_file", killed)
+        with open_stage(folder) as work:
+            work.scratch.mkdir()
+            (work.scratch / "state").write_text("step 5")
+            (work.path / "weights").write_bytes(b"1234")
+    with open_stage(folder) as work:
+        assert (work.scratch / "state").read_text() == "step 5"
+    assert {p.name for p in folder.iterdir()} == {"manifest.json", "weights", "log.txt"} | (
+        {"metrics.jsonl"} & {p.name for p in folder.iterdir()}
+    )
 
 
 def test_hash_of_a_file_that_was_just_written_is_not_trusted(tmp_path):

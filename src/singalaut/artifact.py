@@ -27,7 +27,7 @@ from singalaut.errors import ArtifactError, from_os_error
 
 log = logging.getLogger("singalaut")
 PACKAGES = ("singalaut", "torch", "safetensors", "tokenizers", "numpy", "gguf", "sacrebleu")
-LEFTOVERS = ("state.json", "manifest.json")  # of a folder in progress, not part of the result
+WORKING_FILES = ("state.json", "manifest.json")  # of a folder in progress, never its output
 CLOCK_TICK_NANOSECONDS = 50_000_000  # above the steps in which file systems count time
 
 
@@ -66,6 +66,7 @@ class Work:
 
     def __init__(self, path: Path):
         self.path = path
+        self.scratch = path / ".work"  # what a resume needs; gone once the artifact is sealed
         self.facts: dict[str, Any] = {}
         self._metrics = path / "metrics.jsonl"
         if self._metrics.exists() and not self._metrics.read_bytes().endswith(b"\n"):
@@ -120,9 +121,9 @@ def write_json(path: Path, value: Any) -> None:
 
 
 def hash_file(path: Path) -> str:
-    """SHA-256 of a file; remembered in the user's cache by inode, size and modification time."""
+    """SHA-256 of a file; remembered in the user's cache by inode, size and times of change."""
     stat = path.stat()
-    identity = [stat.st_size, stat.st_mtime_ns]
+    identity = [stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns]
     memory = home() / "hashes" / f"{stat.st_dev:x}-{stat.st_ino:x}.json"
     try:
         known = json.loads(memory.read_bytes())
@@ -130,7 +131,7 @@ def hash_file(path: Path) -> str:
             return known["sha256"]
     except (OSError, ValueError, KeyError):
         pass
-    settled = time.time_ns() - stat.st_mtime_ns > CLOCK_TICK_NANOSECONDS
+    settled = time.time_ns() - max(stat.st_mtime_ns, stat.st_ctime_ns) > CLOCK_TICK_NANOSECONDS
     with path.open("rb") as file:
         digest = hashlib.file_digest(file, "sha256").hexdigest()
     if settled:  # a write within the same tick of the clock would leave the same time
@@ -166,7 +167,7 @@ def find(folder: Path) -> Artifact | None:
     try:
         manifest = json.loads(manifest_file.read_bytes())
         outputs = manifest["outputs"]
-    except (ValueError, KeyError) as error:
+    except (ValueError, KeyError, TypeError) as error:
         raise ArtifactError(
             "the manifest cannot be read", where=manifest_file, hint=f"remove `{folder}`"
         ) from error
@@ -179,6 +180,8 @@ def find(folder: Path) -> Artifact | None:
                 where=folder,
                 hint=f"put it back, or remove `{folder}` to run the stage again",
             )
+    if (folder / "state.json").exists():  # killed between the rename and the sweep
+        _sweep(folder)
     return Artifact(folder, manifest)
 
 
@@ -311,10 +314,11 @@ def _files(folder: Path) -> list[Path]:
 def _finish(partial: Path, folder: Path, manifest: dict[str, Any]) -> None:
     """Hash the outputs, write the manifest, put everything on the disk, rename."""
     try:
-        for file in (*(partial / name for name in LEFTOVERS), *partial.rglob(".*.tmp")):
+        for file in partial.rglob(".*.tmp"):
             file.unlink(missing_ok=True)
+        working = [partial / name for name in WORKING_FILES]
         outputs = []
-        for file in _files(partial):
+        for file in (file for file in _files(partial) if file not in working):
             with file.open("rb") as handle:
                 os.fsync(handle.fileno())
             outputs.append(
@@ -330,9 +334,16 @@ def _finish(partial: Path, folder: Path, manifest: dict[str, Any]) -> None:
         _fsync_folder(partial)
         partial.rename(folder)
         _fsync_folder(folder.parent)
-        (folder / ".lock").unlink(missing_ok=True)  # not before: nobody may enter while we hash
+        _sweep(folder)  # not before: a kill while we hash must lose nothing
     except OSError as error:
         raise from_os_error(error) from error
+
+
+def _sweep(folder: Path) -> None:
+    """Remove what only work in progress needs from a finished folder."""
+    for name in (".lock", "state.json"):
+        (folder / name).unlink(missing_ok=True)
+    shutil.rmtree(folder / ".work", ignore_errors=True)
 
 
 def _fsync_folder(folder: Path) -> None:

@@ -28,6 +28,8 @@ class StageSettings(Settings):
     """Kind of the artifact: model, evaluation or release."""
     NOT_IN_KEY: ClassVar[dict[str, Any]]
     """Names and paths, as pydantic's `exclude`; what they point to enters the key as an input."""
+    NAMES_IN_KEY: ClassVar[bool] = False
+    """Whether the output shows the names of earlier stages and of the starting models."""
 
     name: str
     """Name of the stage in its recipe."""

@@ -26,7 +26,6 @@ def test_a_directory_in_another_dtype(tiny_model, tmp_path):
     ("target", "dtype", "message"),
     [
         ("new", "float16", "cannot write `float16`"),
-        ("new.gguf", None, "only Hugging Face directories"),
         (".", None, "exists already"),
     ],
 )

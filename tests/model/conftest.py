@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+from reduced_shapes import oracle_name
 
 
 @pytest.fixture(scope="session")
@@ -11,13 +12,19 @@ def oracle():
     """Build `transformers`' network for a configuration, with our weights in it."""
 
     def build(model, dtype=torch.float32):
-        from transformers import Gemma3ForCausalLM, Gemma3TextConfig
+        import transformers
 
-        from singalaut.model.hf import config_to_hf, hf_name
+        from singalaut.model.hf import config_to_hf
 
-        config = Gemma3TextConfig.from_dict(config_to_hf(model.config, dtype))
-        theirs = Gemma3ForCausalLM(config).to(dtype).eval()
-        state = {hf_name(name): p.detach().clone() for name, p in model.named_parameters()}
+        raw = config_to_hf(model.config, dtype)
+        if model.config.vision:
+            config = transformers.Gemma3Config.from_dict(raw)
+            theirs = transformers.Gemma3ForConditionalGeneration(config)
+        else:
+            config = transformers.Gemma3TextConfig.from_dict(raw)
+            theirs = transformers.Gemma3ForCausalLM(config)
+        theirs = theirs.to(dtype).eval()
+        state = {oracle_name(n, model.config): p.clone() for n, p in model.state_dict().items()}
         missing, unexpected = theirs.load_state_dict(state, strict=False)
         assert set(missing) <= {"lm_head.weight"} and not unexpected
         theirs.tie_weights()

@@ -32,7 +32,7 @@ sft = st.builds(
     SftConfig,
     data=st.lists(sources, min_size=1, max_size=3).map(tuple),
     steps=counts,
-    learning_rate=positive,
+    learning_rate=st.floats(1e-12, 1.0),
     adapter=st.none() | adapters,
 )
 merge = st.builds(

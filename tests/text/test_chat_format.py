@@ -158,7 +158,7 @@ def test_turns_are_put_in_order(messages, expected):
         ([system("s"), assistant("a"), user("b")], "starts with the assistant"),
         ([Message("developer", "a")], r"unknown role `developer`\n  where: message 1"),
         ([user("a"), Message("assistant", None)], "the content is NoneType, not text"),
-        ([user([{"type": "image_url", "image_url": {}}])], "images are not supported"),
+        ([user([{"type": "image_url", "image_url": {}}])], "the source of an image is missing"),
         ([user([{"type": "audio"}])], "a content part of type `audio`"),
         ([user(["a"])], "a content part of type `str`"),
         ([user("a"), Message("assistant", "", tool_calls=[{}])], "tool calls"),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from itertools import pairwise
 
 import pytest
@@ -12,7 +13,7 @@ from singalaut.artifact import Work
 from singalaut.data.batches import load_training_data, micro_batches
 from singalaut.data.config import DataSource
 from singalaut.errors import DataError
-from singalaut.model.hf import load_model
+from singalaut.model.hf import load_model, save_model
 from singalaut.model.lora import add_adapter
 from singalaut.model.tensors import TensorReader
 from singalaut.train import sft
@@ -56,7 +57,6 @@ def test_the_loss_falls_and_the_model_is_whole(adapter, tmp_path, tiny_model, ro
     tuned = load_model(work.path / "model")
     assert tuned.config.eos_ids == (1, 106)
     assert (work.path / "adapter").exists() == (adapter is not None)
-    assert not (work.path / "checkpoint").exists()
     assert work.facts["data"][0]["rows"] == 12
 
 
@@ -132,8 +132,12 @@ def test_steps_equal_transformers_with_peft(tiny_model, rows):
 
 
 def test_a_loss_that_is_not_finite_stops_the_run(tmp_path, tiny_model, rows):
-    with pytest.raises(DataError, match=r"the loss is nan at step"):
-        run(tmp_path, tiny_model, rows, learning_rate=1e30, max_gradient_norm=1e30)
+    damaged = load_model(tiny_model)
+    damaged.layers[1].mlp.up.weight.data[0, 0] = float("nan")
+    shutil.copytree(tiny_model, tmp_path / "damaged")
+    save_model(damaged, tmp_path / "damaged", torch.float32)
+    with pytest.raises(DataError, match=r"the loss is nan.* at step 0"):
+        run(tmp_path, tmp_path / "damaged", rows)
 
 
 def test_the_schedule_rises_and_falls():

@@ -40,6 +40,7 @@ def inspect(source: Path) -> dict[str, Any]:
         **facts,
         "size": config.size_name,
         "parameters": config.num_parameters,
+        **_vision_facts(config),
         "embedding_parameters": config.vocab_size * config.hidden_size,
         "dtypes": dict(dtypes.most_common()),
         "layers": config.num_layers,
@@ -64,6 +65,18 @@ def cache_bytes(config: Gemma3Config, context: int) -> int:
     num_global = sum(config.is_global(i) for i in range(config.num_layers))
     kept = num_global * context + (config.num_layers - num_global) * min(context, config.window)
     return per_token * kept
+
+
+def _vision_facts(config: Gemma3Config) -> dict[str, Any]:
+    """Of a model that sees; `parameters` are those of its text decoder."""
+    if config.vision is None:
+        return {}
+    return {
+        "vision_parameters": config.vision.num_parameters,
+        "projector_parameters": config.num_vision_parameters - config.vision.num_parameters,
+        "image_pixels": f"{config.vision.image_size} × {config.vision.image_size}",
+        "tokens_per_image": config.vision.image_tokens,
+    }
 
 
 def _tokenizer_facts(folder: Path, config: Gemma3Config) -> dict[str, Any]:

@@ -20,6 +20,7 @@ from singalaut.errors import CheckpointError, MachineError, RecipeError, from_os
 log = logging.getLogger("singalaut")
 HUB_ID = re.compile(r"([\w.-]+/[\w.-]+?)(?:@([\w./-]+))?")
 HUB_FILES = ("*.json", "*.safetensors", "*.jinja", "tokenizer.model", "LICENSE*", "NOTICE*")
+CONVERTER = 1  # raised when the same file would be converted to something else
 DEMO_SHA256 = "a5fd3b62230aa5ec60212297dc9d20eaa70578ac519e00d93a17e44c087a6818"
 
 
@@ -29,7 +30,7 @@ def resolve_model(name: str, *, base_folder: Path) -> Path:
     Raises CheckpointError, RecipeError or MachineError with the remedy.
     """
     found = local_model(name, base_folder=base_folder)
-    if found is not None:
+    if found is not None and not _is_hub_id(name, base_folder):
         return found
     if name.startswith("demo:"):
         return _once(_demo_folder(name), lambda folder: _make_demo(name, folder))
@@ -59,7 +60,26 @@ def local_model(name: str, *, base_folder: Path) -> Path | None:
             raise CheckpointError("there is no such file", where=path, hint="check the path")
         folder = _gguf_folder(path)
         return folder if folder.exists() else None
+    if match := HUB_ID.fullmatch(name):
+        return _in_hub_cache(match[1], match[2])
     return None
+
+
+def _is_hub_id(name: str, base_folder: Path) -> bool:
+    return bool(HUB_ID.fullmatch(name)) and not (base_folder / name).exists()
+
+
+def _in_hub_cache(repository: str, revision: str | None) -> Path | None:
+    """What was fetched before, without asking the hub for news."""
+    from huggingface_hub import snapshot_download
+
+    try:
+        folder = snapshot_download(
+            repository, revision=revision, allow_patterns=list(HUB_FILES), local_files_only=True
+        )
+    except Exception:  # not there, in any of the ways the hub's library says so
+        return None
+    return _model_folder(Path(folder))
 
 
 def _model_folder(path: Path) -> Path:
@@ -71,7 +91,8 @@ def _model_folder(path: Path) -> Path:
         raise CheckpointError(
             "this is an adapter without its base model",
             where=folder,
-            hint="give the `model/` folder that the training stage wrote beside it",
+            hint="give the `model/` folder that the training stage wrote beside it, or fold it "
+            "into its base: `singalaut convert ADAPTER DIRECTORY --base MODEL`",
         )
     raise CheckpointError(
         "the directory has no `config.json`", where=folder, hint="give a model directory"
@@ -85,11 +106,11 @@ def _demo_folder(name: str) -> Path:
         raise RecipeError(
             f"there is no demonstration model `{demo}`", hint=f"did you mean `demo:{near[0]}`?"
         )
-    return home() / "models" / f"{demo}-v1"
+    return home() / "models" / f"{demo}-v{CONVERTER}"
 
 
 def _gguf_folder(path: Path) -> Path:
-    return home() / "models" / f"{path.stem}-{hash_file(path)[:16]}"
+    return home() / "models" / f"{path.stem}-{hash_file(path)[:16]}-v{CONVERTER}"
 
 
 def _once(folder: Path, make: Callable[[Path], None]) -> Path:
@@ -104,8 +125,8 @@ def _once(folder: Path, make: Callable[[Path], None]) -> Path:
             if folder.exists():
                 return folder
             make(partial)
-            (partial / ".lock").unlink()
             partial.rename(folder)
+            (folder / ".lock").unlink()  # not before: nobody may enter a folder that moves
     except OSError as error:
         raise from_os_error(error) from error
     log.info("%s is ready (%.1f s): %s", folder.name, time.monotonic() - begin, folder)
@@ -135,7 +156,6 @@ def _make_demo(name: str, folder: Path) -> None:
         )
     _convert(file, folder)
     file.unlink()
-    (folder / "NOTICE").write_text(GEMMA_NOTICE, encoding="utf-8")
 
 
 def _convert(file: Path, folder: Path) -> None:
@@ -174,7 +194,3 @@ def _from_hub(repository: str, revision: str | None) -> Path:
 
 
 DEMOS = ("gemma-3-270m",)
-GEMMA_NOTICE = (
-    "Gemma is provided under and subject to the Gemma Terms of Use found at "
-    "ai.google.dev/gemma/terms\n"
-)

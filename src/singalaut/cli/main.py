@@ -49,7 +49,7 @@ def explain(error: Exception) -> tuple[str, int]:
     from singalaut.errors import MachineError, SingalautError, from_os_error
 
     if _is_memory(error):
-        hint = "lower `batch_size` or `max_tokens`, or use a smaller model"
+        hint = "lower `micro_tokens` (training) or `batch_size` (answers), or use a smaller model"
         error = MachineError("the memory of this machine does not suffice", hint=hint)
     elif isinstance(error, OSError):
         error = from_os_error(error)

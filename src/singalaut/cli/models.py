@@ -12,14 +12,21 @@ from singalaut.cli.stages import NAMED_HELP
 
 
 def convert(
-    source: Annotated[str, typer.Argument(help=NAMED_HELP)],
-    output: Annotated[Path, typer.Argument(help="The model directory that is made.")],
-    dtype: Annotated[str | None, typer.Option(help="float32 or bfloat16; else as it is.")] = None,
+    source: Annotated[str, typer.Argument(help=NAMED_HELP + " Or an adapter directory.")],
+    output: Annotated[Path, typer.Argument(help="The directory or `.gguf` file that is made.")],
+    dtype: Annotated[
+        str | None, typer.Option(help="Directories: float32 or bfloat16; else as it is.")
+    ] = None,
+    quant: Annotated[
+        str | None, typer.Option(help="GGUF: F32, F16, BF16, Q8_0, Q4_0, Q4_K_M, Q5_K_M, Q6_K …")
+    ] = None,
+    base: Annotated[str | None, typer.Option(help="The model that an adapter belongs to.")] = None,
 ) -> None:
-    """Write a model as a Hugging Face directory; prints its path."""
+    """Write a model as a Hugging Face directory or a GGUF file; prints its path."""
     from singalaut.checkpoint.convert import convert as convert_model
 
-    convert_model(_checkpoint(source), output, dtype=dtype)
+    base_folder = None if base is None else open_named(base)
+    convert_model(_checkpoint(source), output, dtype=dtype, quant=quant, base=base_folder)
     print(output)
 
 
@@ -39,9 +46,10 @@ def inspect(
 
 
 def _checkpoint(source: str) -> Path:
-    """The file or directory itself where it is one; any other name as in recipes."""
+    """A file or an adapter itself; any other name as in recipes."""
     path = Path(source).expanduser()
-    return path if path.is_file() else open_named(source)
+    itself = path.is_file() or (path / "adapter_config.json").exists()
+    return path if itself and not (path / "config.json").exists() else open_named(source)
 
 
 def open_named(source: str) -> Path:

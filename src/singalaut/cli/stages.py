@@ -174,6 +174,7 @@ def _run_from_options(
     from singalaut.recipe.load import parse_recipe
     from singalaut.recipe.run import run_one_stage
 
+    models = {label: _stage_output(source) for label, source in models.items()}
     if not models:
         command = "eval" if kind == "evaluate" else kind
         raise RecipeError("no model is given", hint=f"see `singalaut {command} --help`")
@@ -190,6 +191,14 @@ def _run_from_options(
     recipe = parse_recipe(data, overrides, places=places, models=models)
     name = recipe.stage[0].name
     return run_one_stage(recipe, name, Path(), models=models, root=Path(recipe.output))
+
+
+def _stage_output(source: str) -> str:
+    """The directory behind `RECIPE.toml:STAGE`; any other name of a model as it is."""
+    from singalaut.recipe.run import stage_model
+
+    recipe, _, stage = source.rpartition(":")
+    return str(stage_model(Path(recipe), stage)) if recipe.endswith(".toml") else source
 
 
 def _flag(setting: str) -> str:
@@ -213,7 +222,7 @@ def _labelled(kind: str, sources: Sequence[str]) -> dict[str, str]:
     """
     labels: dict[str, str] = {}
     for source in sources:
-        parts = [part for part in source.replace(":", "/").split("/") if part]
+        parts = [part for part in source.replace(":", "/").split("/") if part] or ["model"]
         name = parts[-2] if parts[-1:] == ["model"] and len(parts) > 1 else parts[-1]
         count = 1
         while (label := name if count == 1 else f"{name}-{count}") in (kind, *labels):

@@ -157,7 +157,7 @@ def _take_turn(
 ) -> None:
     """One question and its answer, which join the conversation unless the model refuses it."""
     from singalaut.contracts import Message, Request
-    from singalaut.errors import RequestError
+    from singalaut.errors import SingalautError
 
     question = Message("user", text)
     pieces: list[str] = []
@@ -165,7 +165,7 @@ def _take_turn(
         asyncio.run(_stream(sampler, Request([*messages, question], sampling), pieces))
     except KeyboardInterrupt:
         print(" …")
-    except RequestError as error:
+    except SingalautError as error:
         print(f"error: {error}", file=sys.stderr)
         return
     messages += [question, Message("assistant", "".join(pieces))]

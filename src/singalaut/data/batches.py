@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import logging
 from collections import Counter
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -51,14 +52,13 @@ class TrainingData:
     weights: tuple[float, ...]  # of the sources
     end_of_turn: int
     provenance: list[dict[str, Any]]  # rows by source, language and licence
+    _orders: dict[tuple[int, int], np.ndarray] = field(default_factory=dict, repr=False)
 
     def order(self, epoch: int, seed: int) -> np.ndarray:
         """Indices of one pass: each source's rows `weight` times, a fraction drawn at random."""
         generator = np.random.default_rng(derive(seed, "order", epoch))
-        sources = np.array([example.source for example in self.examples])
         parts = []
-        for source, weight in enumerate(self.weights):
-            rows = np.flatnonzero(sources == source)
+        for rows, weight in zip(self._rows_by_source, self.weights, strict=True):
             wanted = max(1, round(len(rows) * weight)) if len(rows) else 0
             whole, rest = divmod(wanted, len(rows)) if len(rows) else (0, 0)
             parts += [rows] * whole + [generator.permutation(rows)[:rest]]
@@ -66,14 +66,28 @@ class TrainingData:
 
     def batch(self, step: int, size: int, seed: int) -> list[Example]:
         """The conversations of one optimiser step."""
-        orders = {0: self.order(0, seed)}
         chosen = []
         for place in range(step * size, (step + 1) * size):
-            epoch, index = divmod(place, len(orders[0]))
-            if epoch not in orders:
-                orders[epoch] = self.order(epoch, seed)
-            chosen.append(self.examples[orders[epoch][index]])
+            epoch, index = divmod(place, self.rows_in_a_pass)
+            chosen.append(self.examples[self._cached_order(epoch, seed)[index]])
         return chosen
+
+    @cached_property
+    def rows_in_a_pass(self) -> int:
+        return len(self.order(0, 0))
+
+    @cached_property
+    def _rows_by_source(self) -> list[np.ndarray]:
+        sources = np.array([example.source for example in self.examples])
+        return [np.flatnonzero(sources == source) for source in range(len(self.weights))]
+
+    def _cached_order(self, epoch: int, seed: int) -> np.ndarray:
+        """The order of a pass; the last two are kept, as a step may cross from one to the next."""
+        if (epoch, seed) not in self._orders:
+            if len(self._orders) > 1:
+                self._orders.pop(next(iter(self._orders)))
+            self._orders[epoch, seed] = self.order(epoch, seed)
+        return self._orders[epoch, seed]
 
 
 def load_training_data(
@@ -81,6 +95,7 @@ def load_training_data(
 ) -> TrainingData:
     """Read and tokenise the sources with the tokenizer and chat template of a model directory."""
     from singalaut.text.chat import ChatFormat
+    from singalaut.text.parts import image_sources
     from singalaut.text.tokenizer import Tokenizer
 
     tokenizer = Tokenizer.load(model)
@@ -89,6 +104,11 @@ def load_training_data(
     for number, (file, source) in enumerate(zip(files, sources, strict=True)):
         for sample in read_samples(file, source.language):
             try:
+                if image_sources(sample.messages):
+                    raise DataError(
+                        "the conversation has images; training takes text only",
+                        hint="remove the images or the row",
+                    )
                 tokens, mask = chat.encode_with_mask(sample.messages)
             except DataError as error:
                 raise DataError(

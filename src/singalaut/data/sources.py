@@ -58,16 +58,28 @@ def _sample(line: bytes, path: Path, number: int, language: str | None) -> Sampl
             where=where,
             hint="add the answer or remove the row",
         )
+    if row.get("tools"):
+        raise DataError(
+            "the row offers `tools`, which the chat format does not put into the prompt yet",
+            where=where,
+            hint="remove the tools or the row",
+        )
     known = {"messages", "tools", "id", "language", "source", "licence", "license"}
     return Sample(
         messages=messages,
         id=str(row.get("id", f"{path.stem}:{number}")),
-        language=row.get("language", language),
-        source=row.get("source", path.stem),
-        licence=row.get("licence", row.get("license")),
-        tools=row.get("tools") or [],
+        language=_text(row, "language", where) or language,
+        source=_text(row, "source", where) or path.stem,
+        licence=_text(row, "licence", where) or _text(row, "license", where),
         meta={key: value for key, value in row.items() if key not in known},
     )
+
+
+def _text(row: dict[str, Any], key: str, where: str) -> str | None:
+    value = row.get(key)
+    if value is not None and not isinstance(value, str):
+        raise DataError(f"`{key}` is {json.dumps(value)[:60]}, a text is needed", where=where)
+    return value
 
 
 def _message(turn: Any, where: str) -> Message:

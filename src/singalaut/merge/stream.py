@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterator
 from contextlib import ExitStack
-from dataclasses import asdict, replace
+from dataclasses import fields, replace
 from pathlib import Path
 
 from torch import Tensor
@@ -74,10 +74,11 @@ def _common_shape(models: list[Path]) -> Gemma3Config:
     eos = tuple(dict.fromkeys(i for config in configs for i in config.eos_ids))
     first = replace(configs[0], eos_ids=eos)
     for model, config in zip(models[1:], configs[1:], strict=True):
-        for field, value in asdict(replace(config, eos_ids=eos)).items():
-            if value != getattr(first, field):
+        for field in (field.name for field in fields(config) if field.name != "eos_ids"):
+            value, wanted = getattr(config, field), getattr(first, field)
+            if value != wanted:
                 raise CheckpointError(
-                    f"`{field}` is {value} here and {getattr(first, field)} in the first model",
+                    f"`{field}` is {value} here and {wanted} in the first model",
                     where=model,
                     hint="only models of one architecture and size can be merged",
                 )

@@ -54,13 +54,16 @@ class Cache:
                     new[:, :, : old.shape[2]] = old
                     store[layer] = new
 
-    def prefill(self, source: int = 0, shared: int = 0) -> _Prefill:
+    def prefill(
+        self, source: int = 0, shared: int = 0, images: Int[Tensor, " S"] | None = None
+    ) -> _Prefill:
         """A plan for the forward pass over a new sequence, which becomes the last active row.
 
         Its first `shared` tokens are those of row `source` and are copied from there; the pass is
-        over the tokens after them. `can_share` says whether that row still has them all.
+        over the tokens after them. `can_share` says whether that row still has them all. `images`
+        are the image groups of the whole sequence; `shared` may not end inside an image.
         """
-        return _Prefill(self, source, shared)
+        return _Prefill(self, source, shared, images)
 
     def can_share(self, row: int) -> bool:
         """Whether no window layer has overwritten the beginning of a row."""
@@ -100,9 +103,11 @@ class Cache:
 class _Prefill:
     """Attention of a new sequence within itself; its keys and values go to a free row."""
 
-    def __init__(self, cache: Cache, source: int, shared: int):
+    def __init__(
+        self, cache: Cache, source: int, shared: int, images: Int[Tensor, " S"] | None = None
+    ):
         assert not shared or cache.can_share(source)
-        self.cache, self.source, self.shared = cache, source, shared
+        self.cache, self.source, self.shared, self.images = cache, source, shared, images
         self.row = len(cache.lengths)
 
     def attend(
@@ -129,7 +134,7 @@ class _Prefill:
         places = torch.arange(length - kept, length, device=keys.device) % cache._room(layer)
         for store, all_rows in zip(stored, (keys, values), strict=True):
             store[self.row][:, places] = all_rows[0, :, length - kept :]
-        return causal_attention(queries, keys, values, scale, window)
+        return causal_attention(queries, keys, values, scale, window, self.images)
 
 
 class _Decode:

@@ -1,6 +1,9 @@
 """The Gemma 3 text decoder in plain PyTorch: single device, no parallelism, no cache logic.
 
-Shapes: B batch, T tokens, W hidden width, H query heads, K key heads, D head width, V vocabulary.
+A model may have a vision part (`vision.py`), whose output the decoder takes at image tokens.
+
+Shapes: B batch, T tokens, W hidden width, H query heads, K key heads, D head width, V vocabulary,
+N images, I tokens of an image.
 Source: arXiv 2503.19786. Delicate points, and what the tests hold them to: RMSNorm multiplies by
 1 + weight in float32; queries and keys are normalised after projection and before RoPE;
 embeddings are scaled by √width rounded to the weights' dtype; the head is tied.
@@ -15,9 +18,12 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.nn.functional import embedding, gelu
 
-from singalaut.model.attention import AttentionPlan, Dense
+from singalaut.errors import DataError
+from singalaut.model.attention import AttentionPlan, Dense, image_groups
 from singalaut.model.config import Gemma3Config
 from singalaut.model.linear import Linear
+from singalaut.model.norm import RmsNorm
+from singalaut.model.vision import Vision
 
 Rotation = tuple[Float[Tensor, "B 1 T D"], Float[Tensor, "B 1 T D"]]
 
@@ -31,25 +37,30 @@ class Gemma3(nn.Module):
         self.embedding = Linear(config.hidden_size, config.vocab_size)  # also the head
         self.layers = nn.ModuleList(Layer(config, i) for i in range(config.num_layers))
         self.final_norm = RmsNorm(config.hidden_size, config.norm_eps)
+        self.vision: Vision | None = None
+        if config.vision is not None:
+            self.vision = Vision(config.vision, config.hidden_size)
 
     def forward(
         self,
         tokens: Int[Tensor, "B T"],
         positions: Int[Tensor, "B T"] | None = None,
         plan: AttentionPlan | None = None,
+        images: Float[Tensor, "N I W"] | None = None,
     ) -> Float[Tensor, "B T W"]:
         """Final hidden states; `logits` turns those that are needed into logits.
 
-        `positions` default to 0…T-1 in every row, `plan` to whole rows.
+        `positions` default to 0…T-1 in every row, `plan` to whole rows. `images` are what
+        `vision` made of the images, in the order of their tokens; a plan that is given has to
+        know of them too (`image_groups`).
+        Raises: DataError if images and image tokens do not agree in number.
         """
         config = self.config
         if positions is None:
             positions = torch.arange(tokens.shape[1], device=tokens.device)[None]
+        x_BTW = self._embed(tokens, images)
         if plan is None:
-            plan = Dense()
-        weight = self.embedding.weight
-        scale = torch.tensor(config.hidden_size**0.5, dtype=weight.dtype, device=weight.device)
-        x_BTW = embedding(tokens, weight) * scale
+            plan = Dense() if images is None else Dense(self.image_groups(tokens))
         local = rotation(positions, config.head_dim, config.rope_local_theta, 1.0, x_BTW.dtype)
         global_ = rotation(
             positions, config.head_dim, config.rope_theta, config.rope_factor, x_BTW.dtype
@@ -57,6 +68,35 @@ class Gemma3(nn.Module):
         for layer in self.layers:
             x_BTW = layer(x_BTW, global_ if layer.is_global else local, plan)
         return self.final_norm(x_BTW)
+
+    def image_groups(self, tokens: Int[Tensor, "B T"]) -> Int[Tensor, "B T"]:
+        """The number of the image that each token belongs to, -1 for text; for attention plans."""
+        assert self.config.vision is not None
+        return image_groups(tokens, self.config.vision.image_id)
+
+    def _embed(
+        self, tokens: Int[Tensor, "B T"], images: Float[Tensor, "N I W"] | None
+    ) -> Float[Tensor, "B T W"]:
+        """Embeddings of text scaled by √W; those of images are put in as they are."""
+        weight = self.embedding.weight
+        root = self.config.hidden_size**0.5
+        scale = torch.tensor(root, dtype=weight.dtype, device=weight.device)
+        if images is None:
+            return embedding(tokens, weight) * scale
+        if self.config.vision is None:
+            raise DataError(
+                f"{len(images)} images were given to a text-only model",
+                hint="use a model with a vision tower, or leave the images out",
+            )
+        is_image_BT = tokens == self.config.vision.image_id
+        if (places := int(is_image_BT.sum())) != images.shape[0] * images.shape[1]:
+            raise DataError(
+                f"{len(images)} images need {images.shape[0] * images.shape[1]} image tokens, "
+                f"the text has {places}",
+                hint="put one image placeholder into the text for each image",
+            )
+        x_BTW = embedding(tokens.masked_fill(is_image_BT, self.config.pad_id), weight) * scale
+        return x_BTW.masked_scatter(is_image_BT[..., None], images.to(x_BTW.dtype))
 
     def logits(self, hidden: Float[Tensor, "*batch W"]) -> Float[Tensor, "*batch V"]:
         return self.embedding(hidden)
@@ -141,19 +181,6 @@ class Mlp(nn.Module):
 
     def forward(self, x: Float[Tensor, "B T W"]) -> Float[Tensor, "B T W"]:
         return self.down(gelu(self.gate(x), approximate="tanh") * self.up(x))
-
-
-class RmsNorm(nn.Module):
-    """x / √(mean(x²) + eps) · (1 + weight), in float32, cast to x's dtype after the product."""
-
-    def __init__(self, width: int, eps: float):
-        super().__init__()
-        self.weight = nn.Parameter(torch.empty(width))
-        self.eps = eps
-
-    def forward(self, x: Float[Tensor, "*batch W"]) -> Float[Tensor, "*batch W"]:
-        scale = 1.0 + self.weight.float()
-        return nn.functional.rms_norm(x.float(), scale.shape, scale, self.eps).to(x.dtype)
 
 
 def rotation(

@@ -110,6 +110,8 @@ class GgufFile:
             shape = tuple(self._scalar("Q") for _ in range(self._scalar("I")))[::-1]
             infos.append((name, shape, self._scalar("I"), self._scalar("Q")))
         alignment = self.metadata.get("general.alignment", 32)
+        if not isinstance(alignment, int) or alignment < 1:
+            raise IndexError
         data = -(-self._at // alignment) * alignment
         self.tensors = {
             name: GgufTensor(name, shape, kind, data + offset, self._num_bytes(name, shape, kind))
@@ -219,6 +221,12 @@ def config_from_gguf(file: GgufFile) -> Gemma3Config:
             raise CheckpointError(f"metadata `gemma3.{key}` is missing", where=file.path.name)
         return value
 
+    if "output.weight" in file.tensors:
+        raise CheckpointError(
+            "the file has an output head of its own (`output.weight`); Gemma 3 uses its embedding",
+            where=file.path.name,
+            hint="use a file with a tied head, as llama.cpp's converter writes it",
+        )
     if "token_embd.weight" not in file.tensors:
         raise CheckpointError("tensor `token_embd.weight` is missing", where=file.path.name)
     num_layers, head_dim = get("block_count"), get("attention.key_length")

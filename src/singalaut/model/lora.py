@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import torch
@@ -89,13 +89,16 @@ def save_adapter(model: Gemma3, folder: Path, base_name: str) -> None:
     found = dict(adapters(model))
     tensors = {}
     for name, adapted in found.items():
-        stem = f"base_model.model.{hf_name(f'{name}.weight').removesuffix('.weight')}"
+        stem = peft_stem(name, nested=model.config.vision is not None)
         tensors[f"{stem}.lora_A.weight"] = adapted.a.detach()
         tensors[f"{stem}.lora_B.weight"] = adapted.b.detach()
     specs = [TensorSpec(name, tuple(t.shape), t.dtype) for name, t in tensors.items()]
     write_tensors(folder / WEIGHTS, specs, tensors.values())
     first = next(iter(found.values()))
     rank = first.a.shape[0]
+    targets: list[str] | str = sorted({_hf_leaf(name) for name in found})
+    if model.config.vision is not None:  # the tower has projections of the same names
+        targets = rf".*language_model.*\.({'|'.join(targets)})"
     write_json(
         folder / CONFIG,
         {
@@ -104,7 +107,7 @@ def save_adapter(model: Gemma3, folder: Path, base_name: str) -> None:
             "base_model_name_or_path": base_name,
             "r": rank,
             "lora_alpha": first.scale * rank,
-            "target_modules": sorted({_hf_leaf(name) for name in found}),
+            "target_modules": targets,
             "bias": "none",
             "lora_dropout": 0.0,
             "fan_in_fan_out": False,
@@ -127,7 +130,9 @@ def load_adapter(model: Gemma3, folder: Path) -> Gemma3:
     _refuse_unsupported(raw, file)
     ours = {hf.rpartition(".")[2]: name.rpartition(".")[2] for name, hf in LAYER_NAMES.items()}
     wanted = raw["target_modules"]
-    unknown = [t for t in wanted if t not in ours] if isinstance(wanted, list) else [wanted]
+    if not isinstance(wanted, list):  # a pattern; the weights say what it hit
+        wanted = _adapted_leaves(folder)
+    unknown = [t for t in wanted if t not in ours]
     if unknown:
         projections = ", ".join(sorted(name for name in ours if name.endswith("_proj")))
         raise CheckpointError(
@@ -137,8 +142,14 @@ def load_adapter(model: Gemma3, folder: Path) -> Gemma3:
         )
     add_adapter(model, raw["r"], raw["lora_alpha"], tuple(ours[t] for t in wanted), seed=0)
     with TensorReader([folder / WEIGHTS]) as reader:
+        if tower := next((place for place in reader if ".vision_tower." in place), None):
+            raise CheckpointError(
+                f"the adapter changes the vision tower (`{tower}`)",
+                where=folder / WEIGHTS,
+                hint="adapters on the projections of the text decoder can be used",
+            )
         for name, adapted in adapters(model):
-            stem = f"base_model.model.{hf_name(f'{name}.weight').removesuffix('.weight')}"
+            stem = peft_stem(name, nested=is_nested(reader))
             for leaf, parameter in (("lora_A", adapted.a), ("lora_B", adapted.b)):
                 place = f"{stem}.{leaf}.weight"
                 if place not in reader or reader.shape(place) != tuple(parameter.shape):
@@ -167,6 +178,23 @@ def _refuse_unsupported(raw: dict[str, object], where: Path) -> None:
             raise CheckpointError(
                 f"`{key}` is {json.dumps(raw.get(key))}; only plain LoRA can be read", where=where
             )
+
+
+def peft_stem(name: str, nested: bool) -> str:
+    """Where `peft` has the adapter of one of our projections; models that see nest the decoder."""
+    place = hf_name(f"{name}.weight").removeprefix("model.").removesuffix(".weight")
+    return f"base_model.model.model.{'language_model.' if nested else ''}{place}"
+
+
+def is_nested(places: Iterable[str]) -> bool:
+    """Whether an adapter with these tensors was made for a model that sees."""
+    return any(".language_model." in place for place in places)
+
+
+def _adapted_leaves(folder: Path) -> list[str]:
+    """The projections that have weights in an adapter, such as `q_proj`."""
+    with TensorReader([folder / WEIGHTS]) as reader:
+        return sorted({place.split(".")[-3] for place in reader if ".lora_" in place})
 
 
 def _hf_leaf(name: str) -> str:

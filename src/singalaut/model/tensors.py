@@ -112,6 +112,25 @@ class TensorReader:
     def read(self, name: str) -> Tensor:
         return self._places[name][1].get_tensor(name)
 
+    def stream(self, names: Iterable[str]) -> Iterator[tuple[str, Tensor]]:
+        """Tensors by name, file by file; the map of a file is let go of after its last one.
+
+        So the host holds the pages of one shard at a time, however large the model.
+        """
+        by_file: dict[Path, list[str]] = {}
+        for name in names:
+            by_file.setdefault(self.file(name), []).append(name)
+        for file, inside in by_file.items():
+            for name in inside:
+                yield name, self.read(name)
+            self._release(file)
+
+    def _release(self, file: Path) -> None:
+        handles = {handle for place, handle in self._places.values() if place == file}
+        self._places = {name: at for name, at in self._places.items() if at[0] != file}
+        for handle in handles:
+            handle.__exit__(None, None, None)
+
     def close(self) -> None:
         self._stack.close()
         self._places.clear()

@@ -14,13 +14,10 @@ from typing import Any
 
 from singalaut.artifact import Work, write_atomic, write_json
 from singalaut.errors import ArtifactError
+from singalaut.licences import GEMMA_NOTICE
 from singalaut.publish.config import CardConfig
 
 Manifest = Mapping[str, Any]
-GEMMA_NOTICE = (
-    "Gemma is provided under and subject to the Gemma Terms of Use found at "
-    "ai.google.dev/gemma/terms"
-)
 GEMMA_DUTIES = (
     "The weights are not as Google published them: the stages below have modified them. If you "
     "pass them on, pass on a copy of the terms and the file `NOTICE`, and bind who receives them "

@@ -12,7 +12,8 @@ class CardConfig(StageSettings):
 
     VERSION: ClassVar[int] = 1
     OUTPUT: ClassVar[str] = "release"
-    NOT_IN_KEY: ClassVar[dict[str, Any]] = {"model": True, "evaluation": True}
+    NOT_IN_KEY: ClassVar[dict[str, Any]] = {}
+    NAMES_IN_KEY: ClassVar[bool] = True
 
     kind: Literal["card"] = "card"
     name: str = "card"

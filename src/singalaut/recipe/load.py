@@ -97,6 +97,9 @@ def _override(data: dict[str, Any], override: str, places: dict[KeyPath, str]) -
         target[last] = _toml_value(value)
     elif isinstance(target, dict):
         target.pop(last, None)
+    else:
+        what = f"`{display((*path, last), data)}` is an entry of a list and cannot be taken away"
+        raise RecipeError(what, where=where, hint="change the recipe's list itself")
     places[(*path, last)] = where
 
 

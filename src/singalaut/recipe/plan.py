@@ -93,13 +93,16 @@ def make_plan(
     root = root or folder / Path(recipe.output).expanduser() / recipe.name
     root = Path(os.path.normpath(root.absolute()))
     known = {name: _as_input(model.path, model.key) for name, model in models.items()}
-    stages = []
+    stages: list[PlannedStage] = []
     for config in recipe.stage:
         inputs = {label: known[name] for label, name in config.inputs().items()}
         for label, value in config.files().items():
             inputs[label] = _file(config.name, label, locate(label, value, folder))
         ready = {label: found for label, found in inputs.items() if found is not None}
-        key = None if len(ready) < len(inputs) else _key(config, recipe.seed, ready)
+        names = {name: model.source for name, model in models.items()} | {
+            stage.name: stage.config.kind for stage in stages
+        }
+        key = None if len(ready) < len(inputs) else _key(config, recipe.seed, ready, names)
         suffix = "?" if key is None else key[:KEY_LENGTH]
         stage = PlannedStage(config, key, root / f"{config.name}-{suffix}", ready)
         known[config.name] = _as_input(stage.folder, key)
@@ -181,7 +184,11 @@ def _file(stage: str, label: str, path: Path) -> Input:
     return Input(path, content_hash(path))
 
 
-def _key(config: StageConfig, seed: int, inputs: Mapping[str, Input]) -> str:
-    settings = {"seed": seed, "settings": config.key_settings()}
+def _key(
+    config: StageConfig, seed: int, inputs: Mapping[str, Input], names: Mapping[str, str]
+) -> str:
+    settings: dict[str, Any] = {"seed": seed, "settings": config.key_settings()}
+    if config.NAMES_IN_KEY:
+        settings["names"] = dict(names)
     keys = {label: given.key for label, given in inputs.items()}
     return stage_key(config.kind, config.VERSION, settings, keys)

@@ -38,7 +38,7 @@ def locate(label: str, value: str, folder: Path) -> Path:
     if label == "pack":
         from singalaut.evals.tasks import pack_path
 
-        named = pack_path(value)
+        named = pack_path(value).expanduser()
         return named if named.is_absolute() else folder / named
     return folder / Path(value).expanduser()
 

@@ -3,7 +3,7 @@
 The template never sees what people wrote. It is rendered with a placeholder for each message,
 and only its own text is read for control tokens; the messages are tokenised as plain text and
 put in afterwards. So `<end_of_turn>` in a message stays text, whatever the template does.
-Tools and images are left to others.
+Parts of a message are `parts.py`'s work; tools and the decoding of images are left to others.
 """
 
 from __future__ import annotations
@@ -11,13 +11,25 @@ from __future__ import annotations
 import hashlib
 import re
 import secrets
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from functools import cached_property
+from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from singalaut.contracts import ROLES, Message
+from singalaut.contracts import Message
 from singalaut.errors import CheckpointError, DataError
+from singalaut.text.parts import (
+    ImageTokens,
+    Parts,
+    content_of,
+    count_images,
+    expand,
+    join,
+    parts_of,
+    shown,
+    text_part,
+)
 from singalaut.text.template import (
     GEMMA_TEMPLATE,
     compile_template,
@@ -28,7 +40,7 @@ from singalaut.text.template import (
 if TYPE_CHECKING:
     from singalaut.text.tokenizer import Tokenizer
 
-__all__ = ["GEMMA_TEMPLATE", "ChatFormat", "normalise_turns"]
+__all__ = ["GEMMA_TEMPLATE", "ChatFormat", "ImageTokens", "normalise_turns"]
 
 
 class ChatFormat:
@@ -73,23 +85,32 @@ class ChatFormat:
         """
         turns = normalise_turns(messages)
         parts = self._parts(turns, generation_prompt)
-        parts[1::2] = [str(turns[int(index)].content) for index in parts[1::2]]
+        parts[1::2] = [shown(turns[int(index)].content) for index in parts[1::2]]
         return "".join(parts)
 
-    def encode(self, messages: Sequence[Message], *, generation_prompt: bool = True) -> list[int]:
-        """Token ids of a conversation, BOS included.
+    def encode(
+        self,
+        messages: Sequence[Message],
+        *,
+        generation_prompt: bool = True,
+        images: ImageTokens | None = None,
+    ) -> list[int]:
+        """Token ids of a conversation, BOS included; `images` where the model can see.
 
-        Raises: DataError for a conversation that does not fit the format.
+        Raises: DataError for a conversation that does not fit the format, and for images that
+        `images` does not tell of.
         """
         turns = normalise_turns(messages)
         parts = self._parts(turns, generation_prompt)
-        return [i for ids in self._encode(turns, parts) for i in ids]
+        return [i for ids in self._encode(turns, parts, images) for i in ids]
 
-    def encode_with_mask(self, messages: Sequence[Message]) -> tuple[list[int], list[bool]]:
+    def encode_with_mask(
+        self, messages: Sequence[Message], *, images: ImageTokens | None = None
+    ) -> tuple[list[int], list[bool]]:
         """Token ids of a whole conversation, and which of them the model shall learn to write.
 
         True for the text of each assistant turn and the token that ends the turn.
-        Raises: DataError if no assistant turn is there, or one is without text.
+        Raises: DataError as `encode`, if no assistant turn is there, or one is without text.
         """
         turns = normalise_turns(messages)
         _check_learnable(turns)
@@ -97,7 +118,7 @@ class ChatFormat:
         ids: list[int] = []
         mask: list[bool] = []
         learnt = False
-        for position, piece in enumerate(self._encode(turns, parts)):
+        for position, piece in enumerate(self._encode(turns, parts, images)):
             if position % 2 == 0:  # the template's own text, which closes the turn before it
                 self._check_closed(piece, learnt)
                 mask += [learnt and index == 0 for index in range(len(piece))]
@@ -138,13 +159,55 @@ class ChatFormat:
         except Exception as error:  # a template can fail in any way a program can
             raise template_error(error, self._where) from error
 
-    def _encode(self, turns: Sequence[Message], parts: Sequence[str]) -> list[list[int]]:
+    def _encode(
+        self, turns: Sequence[Message], parts: Sequence[str], images: ImageTokens | None
+    ) -> list[list[int]]:
         """Token ids of each part: control tokens are read in template text only."""
+        order = [int(index) for index in parts[1::2]]
+        template = list(parts[0::2])
+        crops = self._crops(turns, images)
+        bodies: list[list[str | list[int]]] = []
+        for place, index in enumerate(order):
+            content = turns[index].content
+            if isinstance(content, str):
+                bodies.append([content])
+                continue
+            assert images and self._tokenizer.image_ids
+            tail = self._tokenizer.plain_tail(template[place])
+            template[place] = template[place].removesuffix(tail)
+            ids = self._tokenizer.image_ids
+            bodies.append(expand(content, ids, crops[index], images.each, tail))
+        texts = iter(self._tokenizer.encode_batch([t for b in bodies for t in b[0::2]]))  # type: ignore[misc]
         pieces: list[list[int]] = [[]] * len(parts)
-        pieces[0::2] = self._tokenizer.encode_batch(parts[0::2], control=True)
-        texts = [str(turns[int(index)].content) for index in parts[1::2]]
-        pieces[1::2] = self._tokenizer.encode_batch(texts)
+        pieces[0::2] = self._tokenizer.encode_batch(template, control=True)
+        pieces[1::2] = [
+            [i for t in body for i in (next(texts) if isinstance(t, str) else t)] for body in bodies
+        ]
         return pieces
+
+    def _crops(
+        self, turns: Sequence[Message], images: ImageTokens | None
+    ) -> dict[int, Iterator[int]]:
+        """How many crops follow each image, by turn. Raises: DataError where images do not fit."""
+        counts = {i: count_images(turn.content) for i, turn in enumerate(turns)}
+        total = sum(counts.values())
+        if images is None and total:
+            raise DataError(
+                f"images are not supported by this model: it is text-only, {total} were given",
+                hint="use a model that sees (Gemma 3 4B, 12B or 27B), or leave the images out",
+            )
+        if images and len(images.crops) != total:
+            raise DataError(
+                f"{len(images.crops)} images for {total} image parts in the conversation",
+                hint="give one image part for each image, in the same order",
+            )
+        if total and self._tokenizer.image_ids is None:
+            raise CheckpointError(
+                "the tokenizer has no image tokens",
+                hint="use the tokenizer of a Gemma 3 model that sees; it has <image_soft_token>",
+            )
+        crops = iter(images.crops if images else ())
+        return {i: iter(list(islice(crops, count))) for i, count in counts.items() if count}
 
     def _check_closed(self, piece: Sequence[int], learnt: bool) -> None:
         ends = (self._tokenizer.end_of_turn_id, self._tokenizer.eos_id)
@@ -161,19 +224,23 @@ def normalise_turns(messages: Sequence[Message]) -> list[Message]:
 
     A later system message and a tool's result become user text where they stand, the result in
     `<tool_response>` lines; neighbours of one role are joined by a blank line; texts are trimmed.
-    Raises: DataError for an unknown role, images, tool calls, or a conversation without a user
-    turn at its start.
+    The content of a turn is a string, or a list of parts where it has images.
+    Raises: DataError for an unknown role, tool calls, parts that cannot be read, or a conversation
+    without a user turn at its start.
     """
     turns: list[Message] = []
+    earlier: Parts = []
     for number, message in enumerate(messages, start=1):
-        role, text = message.role, _text_of(message, number)
+        role, parts = message.role, parts_of(message, number)
         if role == "tool":
-            role, text = "user", f"<tool_response>\n{text}\n</tool_response>"
+            role, parts = "user", _tool_response(parts)
         elif role == "system" and any(turn.role != "system" for turn in turns):
             role = "user"
         if turns and turns[-1].role == role:
-            text = "\n\n".join(part for part in (str(turns.pop().content), text) if part)
-        turns.append(Message(role, text))
+            turns.pop()
+            parts = join(earlier, parts, "\n\n")
+        turns.append(Message(role, content_of(parts)))
+        earlier = parts
     first = next((turn.role for turn in turns if turn.role != "system"), None)
     if first != "user":
         found = "starts with the assistant" if first else "has no user message"
@@ -184,34 +251,11 @@ def normalise_turns(messages: Sequence[Message]) -> list[Message]:
     return turns
 
 
-def _text_of(message: Message, number: int) -> str:
-    """The trimmed text of a message; several text parts are joined as Gemma's template does."""
-    where = f"message {number}"
-    if message.role not in ROLES:
-        raise DataError(
-            f"unknown role `{message.role}`", where=where, hint="known roles: " + ", ".join(ROLES)
-        )
-    if message.tool_calls:
-        raise DataError("tool calls are not part of this chat format", where=where)
-    if isinstance(message.content, str):
-        return message.content.strip()
-    if not isinstance(message.content, list):
-        found = type(message.content).__name__
-        raise DataError(f"the content is {found}, not text", where=where)
-    return "".join(_text_of_part(part, where) for part in message.content)
-
-
-def _text_of_part(part: Any, where: str) -> str:
-    kind = part.get("type") if isinstance(part, dict) else type(part).__name__
-    if kind == "text" and isinstance(part.get("text"), str):
-        return str(part["text"]).strip()
-    if "image" in str(kind):
-        raise DataError("images are not supported by this model: it is text-only", where=where)
-    raise DataError(
-        f"a content part of type `{kind}` cannot be read",
-        where=where,
-        hint='a part is {"type": "text", "text": "..."}',
-    )
+def _tool_response(parts: Parts) -> Parts:
+    if not parts:
+        return [text_part("<tool_response>\n\n</tool_response>")]
+    opened = join([text_part("<tool_response>")], parts, "\n")
+    return join(opened, [text_part("</tool_response>")], "\n")
 
 
 def _check_learnable(turns: Sequence[Message]) -> None:

@@ -60,6 +60,11 @@ class Tokenizer:
         self.unk_id = self._control[names["unk_token"]]
         self.start_of_turn_id = self._control[START_OF_TURN]
         self.end_of_turn_id = self._control[END_OF_TURN]
+        images = [self._control.get(token) for token in IMAGE_TOKENS.values()]
+        self.image_ids: tuple[int, int, int] | None = (
+            None if None in images else tuple(images)  # type: ignore[assignment]
+        )
+        """Ids of start of image, end of image and image token, where the vocabulary has them."""
         self.vocab_size: int = backend.get_vocab_size(with_added_tokens=True)
         self._check_no_leak(where)
 
@@ -168,6 +173,10 @@ class Tokenizer:
         return hashlib.sha256(
             json.dumps([content, sorted(self._names.items())]).encode()
         ).hexdigest()
+
+    def plain_tail(self, text: str) -> str:
+        """What follows the last control token that is written in a text."""
+        return str(self._split_controls(text)[-1])
 
     def _encode_plain(self, texts: Sequence[str]) -> list[list[int]]:
         try:

@@ -38,7 +38,7 @@ def build(tokens: Sequence[str], scores: Sequence[float], types: Sequence[int]) 
             where="tokenizer.ggml",
             hint="the three arrays need one entry for each token; the file is damaged",
         )
-    spelled = [_spell(token) for token in tokens]
+    spelled = [spell(token) for token in tokens]
     kinds = [
         CONTROL if token in ALWAYS_CONTROL else int(kind)
         for token, kind in zip(tokens, types, strict=True)
@@ -49,7 +49,7 @@ def build(tokens: Sequence[str], scores: Sequence[float], types: Sequence[int]) 
     backend = Tokenizer(
         models.BPE(
             vocab=vocabulary,
-            merges=_merges(spelled, scores, kinds),
+            merges=build_merges(spelled, scores, kinds),
             unk_token=NAMES["unk_token"],
             fuse_unk=True,
             byte_fallback=True,
@@ -65,12 +65,12 @@ def build(tokens: Sequence[str], scores: Sequence[float], types: Sequence[int]) 
     return backend
 
 
-def _spell(token: str) -> str:
+def spell(token: str) -> str:
     """A run of spaces as the text has it after normalisation."""
     return SPACE * len(token) if token and not token.strip(" ") else token
 
 
-def _merges(
+def build_merges(
     tokens: Sequence[str], scores: Sequence[float], kinds: Sequence[int]
 ) -> list[tuple[str, str]]:
     """Every way to join two tokens into a third, the best-scored result first.

@@ -34,15 +34,18 @@ def load_state(file: Path, model: nn.Module, optimizer: torch.optim.Optimizer) -
     """Bring weights and moments back; returns the number of steps done, 0 without a file."""
     if not file.exists():
         return 0
-    with safe_open(file, "pt") as handle:
-        step = json.loads(handle.metadata()["progress"])["step"]
     with TensorReader([file]) as reader, torch.no_grad():
         for name, parameter in _trainable(model):
             parameter.copy_(reader.read(f"weight.{name}"))
             optimizer.state[parameter] = {
-                moment: reader.read(f"{moment}.{name}").clone() for moment in MOMENTS
+                # AdamW keeps its step counts on the CPU and its moments beside the weights
+                moment: reader.read(f"{moment}.{name}").to(
+                    "cpu" if moment == "step" else parameter.device, copy=True
+                )
+                for moment in MOMENTS
             }
-    return step
+    with safe_open(file, "pt") as handle:
+        return json.loads(handle.metadata()["progress"])["step"]
 
 
 def _trainable(model: nn.Module) -> list[tuple[str, nn.Parameter]]:

@@ -57,7 +57,7 @@ class SftConfig(StageSettings):
     """Longest conversation, in tokens; longer ones are left out and counted."""
     micro_tokens: int = Field(2048, ge=1)
     """Tokens in one forward pass; a step is split into as many as it takes. Bounds memory."""
-    learning_rate: float = Field(1e-4, gt=0)
+    learning_rate: float = Field(1e-4, gt=0, le=1)
     """Peak of the schedule."""
     warmup_steps: int = Field(0, ge=0)
     """Steps of linear rise before the cosine fall."""

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import logging
+import math
 import time
 from dataclasses import replace
 from pathlib import Path
 
 import torch
 
-from singalaut.artifact import Work, remove_folder
+from singalaut.artifact import Work
 from singalaut.contracts import derive
 from singalaut.data.batches import load_training_data, micro_batches
 from singalaut.errors import DataError
@@ -44,8 +45,10 @@ def run_sft(config: SftConfig, *, model: Path, data: list[Path], work: Work, see
         add_adapter(network, adapter.rank, adapter.alpha, adapter.targets, init)
     else:
         network.requires_grad_(True)
+        if network.vision is not None:
+            network.vision.requires_grad_(False)  # as Google trained: the decoder alone
     optimizer = adamw(network, config.learning_rate, config.weight_decay)
-    state_file = work.path / "checkpoint" / "state.safetensors"
+    state_file = work.scratch / "state.safetensors"
     start = load_state(state_file, network, optimizer)
     work.rewind(start)
     with progress("sft", config.steps, "step") as bar:
@@ -72,22 +75,22 @@ def run_sft(config: SftConfig, *, model: Path, data: list[Path], work: Work, see
                 learned_tokens=meters.learned_tokens,
                 tokens_per_second=speed,
             )
-            if not meters.loss < float("inf"):
+            if not (math.isfinite(meters.loss) and math.isfinite(meters.gradient_norm)):
                 raise DataError(
-                    f"the loss is {meters.loss} at step {step}",
+                    f"the loss is {meters.loss}, the gradient norm {meters.gradient_norm} "
+                    f"at step {step}",
                     where=work.path,
-                    hint="lower `learning_rate`; the last good checkpoint is kept",
+                    hint="lower `learning_rate` or look at the data",
                 )
             bar.advance(loss=f"{meters.loss:.3f}", speed=f"{speed} tok/s")
-            if (step + 1) % config.save_every == 0:
+            if (step + 1) % config.save_every == 0 or step + 1 == config.steps:
                 save_state(state_file, network, optimizer, step + 1)
     if config.adapter is not None:
-        save_adapter(network, work.path / "adapter", base_name=model.parent.name)
+        folder = model.parent if model.name == "model" else model
+        save_adapter(network, work.path / "adapter", base_name=folder.name)
         merge_adapter(network)
     save_model(network, work.path / "model", stored_dtype(model))
     copy_companions(model, work.path / "model")
-    if state_file.parent.exists():
-        remove_folder(state_file.parent)
 
 
 def _with(ids: tuple[int, ...], extra: int) -> tuple[int, ...]:

@@ -1,0 +1,205 @@
+"""`config.json` and its companion in Hugging Face directories, from and to our configuration.
+
+Two dialects are in use, and a model that sees nests its text decoder's settings; what we write
+holds both dialects, what we read may be in either. The vision part is in `hf_vision.py`.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from singalaut.errors import CheckpointError
+from singalaut.model.config import Gemma3Config
+from singalaut.model.hf_vision import vision_from_hf, vision_to_hf
+
+# what the published `config.json` of 4B, 12B and 27B leave out where it is the library's default
+OMITTED = {
+    "num_attention_heads": 8,
+    "num_key_value_heads": 4,
+    "head_dim": 256,
+    "query_pre_attn_scalar": 256,
+    "max_position_embeddings": 131_072,
+    "vocab_size": 262_208,
+}
+
+
+def read_config(folder: Path, *, vision: bool = True) -> Gemma3Config:
+    """The shape that `config.json` describes, without the vision part where `vision` is off.
+
+    Raises: CheckpointError for what we cannot run.
+    """
+    file = folder / "config.json"
+    try:
+        raw = json.loads(file.read_bytes())
+    except FileNotFoundError:
+        raise CheckpointError(
+            "no `config.json` found", where=folder, hint="give a Hugging Face model directory"
+        ) from None
+    except ValueError as error:
+        raise CheckpointError(f"not valid JSON: {error}", where=file) from error
+    config = config_from_hf(raw, where=file)
+    return config if vision else replace(config, vision=None)
+
+
+def config_from_hf(raw: dict[str, Any], where: Path | str) -> Gemma3Config:
+    """Translate a `gemma3` or `gemma3_text` configuration, in either dialect."""
+    kind = raw.get("model_type")
+    if kind not in ("gemma3", "gemma3_text"):
+        raise CheckpointError(
+            f"`model_type` is `{kind}`; only `gemma3` and `gemma3_text` are supported",
+            where=where,
+            hint="give a Gemma 3 checkpoint",
+        )
+    text = {**OMITTED, **raw.get("text_config", raw)} if kind == "gemma3" else raw
+    _refuse_unsupported(text, where)
+    rope = text.get("rope_parameters") or {}
+    full, sliding = rope.get("full_attention", {}), rope.get("sliding_attention", {})
+    scaling = text.get("rope_scaling") or {}
+    eos = raw.get("eos_token_id", text.get("eos_token_id", 1))
+    try:
+        config = Gemma3Config(
+            hidden_size=text["hidden_size"],
+            intermediate_size=text["intermediate_size"],
+            num_layers=text["num_hidden_layers"],
+            num_heads=text["num_attention_heads"],
+            num_kv_heads=text["num_key_value_heads"],
+            head_dim=text["head_dim"],
+            query_scalar=float(text["query_pre_attn_scalar"]),
+            window=text["sliding_window"],
+            max_positions=text["max_position_embeddings"],
+            vocab_size=text["vocab_size"],
+            rope_factor=float(full.get("factor", scaling.get("factor", 1.0))),
+            rope_theta=float(full.get("rope_theta", text.get("rope_theta", 1e6))),
+            rope_local_theta=float(
+                sliding.get("rope_theta", text.get("rope_local_base_freq", 1e4))
+            ),
+            global_every=_global_every(text, where),
+            norm_eps=text.get("rms_norm_eps", 1e-6),
+            pad_id=text.get("pad_token_id") or 0,
+            bos_id=text.get("bos_token_id") or 2,
+            eos_ids=tuple(eos) if isinstance(eos, list) else (eos,),
+            vision=vision_from_hf(raw, where) if kind == "gemma3" else None,
+        )
+    except KeyError as error:
+        raise CheckpointError(
+            f"`{error.args[0]}` is missing",
+            where=where,
+            hint="Gemma 3 checkpoints state every shape; take `config.json` from the original",
+        ) from None
+    return config
+
+
+def config_to_hf(config: Gemma3Config, dtype: torch.dtype) -> dict[str, Any]:
+    """`config.json` of a checkpoint, with the keys of old and of new readers."""
+    text = _text_to_hf(config, dtype)
+    return vision_to_hf(config.vision, text) if config.vision else text
+
+
+def _text_to_hf(config: Gemma3Config, dtype: torch.dtype) -> dict[str, Any]:
+    factor = {"rope_type": "linear", "factor": config.rope_factor}
+    scaled = config.rope_factor != 1.0
+    dtype_name = str(dtype).removeprefix("torch.")
+    eos = list(config.eos_ids)
+    return {
+        "architectures": ["Gemma3ForCausalLM"],
+        "model_type": "gemma3_text",
+        "hidden_size": config.hidden_size,
+        "intermediate_size": config.intermediate_size,
+        "num_hidden_layers": config.num_layers,
+        "num_attention_heads": config.num_heads,
+        "num_key_value_heads": config.num_kv_heads,
+        "head_dim": config.head_dim,
+        "query_pre_attn_scalar": _plain(config.query_scalar),
+        "sliding_window": config.window,
+        "sliding_window_pattern": config.global_every,
+        "layer_types": [
+            "full_attention" if config.is_global(i) else "sliding_attention"
+            for i in range(config.num_layers)
+        ],
+        "max_position_embeddings": config.max_positions,
+        "vocab_size": config.vocab_size,
+        "rms_norm_eps": config.norm_eps,
+        "rope_theta": config.rope_theta,
+        "rope_local_base_freq": config.rope_local_theta,
+        "rope_scaling": factor if scaled else None,
+        "rope_parameters": {
+            "full_attention": {
+                **(factor if scaled else {"rope_type": "default"}),
+                "rope_theta": config.rope_theta,
+            },
+            "sliding_attention": {"rope_type": "default", "rope_theta": config.rope_local_theta},
+        },
+        "hidden_activation": "gelu_pytorch_tanh",
+        "attention_bias": False,
+        "attention_dropout": 0.0,
+        "attn_logit_softcapping": None,
+        "final_logit_softcapping": None,
+        "initializer_range": 0.02,
+        "use_cache": True,
+        "tie_word_embeddings": True,
+        "pad_token_id": config.pad_id,
+        "bos_token_id": config.bos_id,
+        "eos_token_id": eos if len(eos) > 1 else eos[0],
+        "torch_dtype": dtype_name,
+        "dtype": dtype_name,
+    }
+
+
+def generation_config(config: Gemma3Config) -> dict[str, Any]:
+    """`generation_config.json`, with the sampling settings that Gemma 3 is published with."""
+    eos = list(config.eos_ids)
+    return {
+        "bos_token_id": config.bos_id,
+        "eos_token_id": eos if len(eos) > 1 else eos[0],
+        "pad_token_id": config.pad_id,
+        "do_sample": True,
+        "top_k": 64,
+        "top_p": 0.95,
+        "cache_implementation": "hybrid",
+    }
+
+
+def _global_every(text: dict[str, Any], where: Path | str) -> int:
+    """The distance of global layers; a layout that is not regular is refused."""
+    kinds = text.get("layer_types")
+    if not kinds:
+        return text.get("sliding_window_pattern", 6)
+    every = kinds.index("full_attention") + 1 if "full_attention" in kinds else len(kinds) + 1
+    wanted = [
+        "full_attention" if (i + 1) % every == 0 else "sliding_attention" for i in range(len(kinds))
+    ]
+    if kinds != wanted or len(kinds) != text.get("num_hidden_layers"):
+        raise CheckpointError(
+            "`layer_types` is not one global layer after a fixed number of window layers",
+            where=where,
+            hint="only Gemma 3's regular pattern is supported",
+        )
+    return every
+
+
+def _refuse_unsupported(text: dict[str, Any], where: Path | str) -> None:
+    """Settings that Gemma 3 never uses and that would silently change the result."""
+    wanted = {
+        "hidden_activation": (None, "gelu_pytorch_tanh"),
+        "attention_bias": (None, False),
+        "attn_logit_softcapping": (None,),
+        "final_logit_softcapping": (None,),
+        "use_bidirectional_attention": (None, False),
+        "tie_word_embeddings": (None, True),
+    }
+    for key, allowed in wanted.items():
+        if text.get(key) not in allowed:
+            raise CheckpointError(
+                f"`{key}` is {json.dumps(text[key])}; Gemma 3 has {json.dumps(allowed[-1])}",
+                where=where,
+                hint="this checkpoint is of another architecture",
+            )
+
+
+def _plain(number: float) -> int | float:
+    return int(number) if number == int(number) else number

@@ -1,0 +1,61 @@
+"""Models that see, as a whole: inspected, converted, merged."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import torch
+
+from singalaut.artifact import Work
+from singalaut.checkpoint.convert import convert
+from singalaut.checkpoint.inspect import _vision_facts, inspect
+from singalaut.merge.config import MergeConfig
+from singalaut.merge.stream import run_merge
+from singalaut.model.config import SIZES, VisionConfig
+from singalaut.model.hf import load_model
+from singalaut.model.lora import adapters, add_adapter, merge_adapter, save_adapter
+
+
+def test_inspection_counts_the_vision_part(seeing_model, seeing_config):
+    facts = inspect(seeing_model)
+    model = load_model(seeing_model)
+    tower = sum(p.numel() for p in model.vision.tower.parameters())
+    projector = sum(p.numel() for p in model.vision.projector.parameters())
+    assert (facts["vision_parameters"], facts["projector_parameters"]) == (tower, projector)
+    assert facts["parameters"] == seeing_config.num_parameters
+    assert facts["tokens_per_image"] == 4
+    real = _vision_facts(replace(SIZES["4b"], vision=VisionConfig()))
+    assert real["vision_parameters"] == 416_866_032
+    assert real["projector_parameters"] == 1152 * 2560 + 1152
+    assert _vision_facts(SIZES["1b"]) == {}
+
+
+def test_a_directory_keeps_its_vision_part(seeing_model, tmp_path):
+    convert(seeing_model, tmp_path / "half", dtype="bfloat16")
+    wanted = load_model(seeing_model, torch.bfloat16).state_dict()
+    found = load_model(tmp_path / "half", torch.bfloat16).state_dict()
+    assert found.keys() == wanted.keys() and any(name.startswith("vision") for name in found)
+    assert all(torch.equal(found[name], wanted[name]) for name in wanted)
+
+
+@torch.no_grad()
+def test_an_adapter_is_folded_into_a_model_that_sees(seeing_model, tmp_path):
+    adapted = add_adapter(load_model(seeing_model), 4, 8.0, ("query", "up"), seed=1)
+    for _, module in adapters(adapted):
+        module.b.normal_(generator=torch.Generator().manual_seed(2))
+    save_adapter(adapted, tmp_path / "adapter", "base")
+    convert(tmp_path / "adapter", tmp_path / "merged", base=seeing_model, dtype="float32")
+    found = load_model(tmp_path / "merged").state_dict()
+    wanted = merge_adapter(adapted).state_dict()
+    assert found.keys() == wanted.keys()
+    for name, tensor in wanted.items():
+        torch.testing.assert_close(found[name], tensor, rtol=1e-5, atol=1e-6)
+
+
+def test_merging_keeps_the_vision_part(seeing_model, tmp_path):
+    inputs = [{"from": "a", "weight": 0.3}, {"from": "b", "weight": 0.7}]
+    run_merge(MergeConfig(models=inputs), models=[seeing_model] * 2, work=Work(tmp_path))
+    wanted, found = load_model(seeing_model), load_model(tmp_path / "model")
+    assert found.config == wanted.config
+    for name, parameter in wanted.named_parameters():
+        torch.testing.assert_close(found.get_parameter(name), parameter, rtol=1e-6, atol=1e-7)
