@@ -85,3 +85,23 @@ def test_stream_lets_an_interrupt_in_between_pieces(capsys):
     with pytest.raises(asyncio.CancelledError):
         asyncio.run(stopped())
     assert pieces
+
+
+def test_a_prompt_about_an_image(cli, tmp_path, seeing_model, tiny_model):
+    from PIL import Image
+
+    Image.new("RGB", (40, 30), "red").save(tmp_path / "red.png")
+    (tmp_path / "cut.png").write_bytes((tmp_path / "red.png").read_bytes()[:60])
+    ask = ("generate", "--max-tokens", "2", "--json", "What is this?", "--image")
+    seen = cli(*ask, "red.png", "--model", str(seeing_model))
+    assert seen.exit_code == 0, seen.stderr
+    plain = cli(*ask[:-1], "--model", str(seeing_model))
+    assert json.loads(seen.stdout)["prompt_tokens"] > json.loads(plain.stdout)["prompt_tokens"]
+    for file, model, message in (
+        ("red.png", tiny_model, "text-only"),
+        ("cut.png", seeing_model, "image"),
+        ("none.png", seeing_model, "none.png"),
+    ):
+        refused = cli(*ask, file, "--model", str(model))
+        assert refused.exit_code != 0 and message in refused.stderr, refused.stderr
+        assert "internal error" not in refused.stderr

@@ -152,6 +152,13 @@ def test_configurations_that_cannot_be_run(change, message, saved):
         read_config(saved[1])
 
 
+@pytest.mark.parametrize("text", ["[]", '{"model_type": "gemma3", "text_config": null}'])
+def test_a_configuration_that_is_no_object(text, saved):
+    (saved[1] / "config.json").write_text(text)
+    with pytest.raises(CheckpointError, match="not a JSON object"):
+        read_config(saved[1])
+
+
 def test_a_pickled_checkpoint_is_never_read(saved):
     (saved[1] / "model.safetensors").unlink()
     (saved[1] / "pytorch_model.bin").write_bytes(b"anything")

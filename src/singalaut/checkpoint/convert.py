@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import tempfile
 from collections.abc import Iterator
 from contextlib import AbstractContextManager
 from dataclasses import replace
@@ -57,15 +58,14 @@ def convert(
     if output.suffix == ".gguf":
         _to_gguf(source, output, quant, base)
         return
-    partial = output.with_name(output.name + ".partial")
-    if partial.exists():
-        remove_folder(partial)
-    partial.mkdir(parents=True)
+    output.parent.mkdir(parents=True, exist_ok=True)
+    partial = Path(tempfile.mkdtemp(prefix=f".{output.name}.", dir=output.parent))
     try:
         if source.is_file():
             convert_gguf(source, partial, dtype)
         else:
             _rewrite(source, partial, dtype, base)
+        partial.chmod(0o755)
         partial.rename(output)
     finally:
         if partial.exists():

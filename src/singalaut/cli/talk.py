@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -31,6 +32,9 @@ def generate(
     max_tokens: TokensOption = 256,
     temperature: TemperatureOption = 0.0,
     seed: SeedOption = None,
+    image: Annotated[
+        list[Path], typer.Option(metavar="FILE", help="An image that every prompt is about.")
+    ] = [],  # noqa: B006 - typer copies it
     stream: Annotated[
         bool, typer.Option("--stream", help="Show several answers one by one, as they are written.")
     ] = False,
@@ -49,9 +53,9 @@ def generate(
     if stream and not as_json:
         for prompt in prompts:
             print(f"> {prompt}", flush=True)
-            answer(sampler, [prompt], sampling, as_json)
+            answer(sampler, [prompt], sampling, as_json, image)
     else:
-        answer(sampler, prompts, sampling, as_json)
+        answer(sampler, prompts, sampling, as_json, image)
 
 
 def chat(
@@ -70,19 +74,31 @@ def chat(
 
 
 def answer(
-    sampler: Sampler, prompts: Sequence[str], sampling: SamplingParams, as_json: bool
+    sampler: Sampler,
+    prompts: Sequence[str],
+    sampling: SamplingParams,
+    as_json: bool,
+    images: Sequence[Path] = (),
 ) -> None:
     """Print the answers to the prompts, as text or as one JSON object a line."""
     from singalaut.contracts import Message, Request
 
     requests = [
-        Request([Message("user", prompt)], sampling, id=str(number))
+        Request([Message("user", _content(prompt, images))], sampling, id=str(number))
         for number, prompt in enumerate(prompts)
     ]
     if len(requests) == 1 and not as_json:
         asyncio.run(_stream(sampler, requests[0], []))
     else:
         _print_all(sampler, requests, prompts, as_json)
+
+
+def _content(prompt: str, images: Sequence[Path]) -> str | list[dict[str, Any]]:
+    """The prompt alone, or behind its images."""
+    if not images:
+        return prompt
+    pictures: list[dict[str, Any]] = [{"type": "image", "image": file} for file in images]
+    return [*pictures, {"type": "text", "text": prompt}]
 
 
 def converse(sampler: Sampler, sampling: SamplingParams) -> list[Message]:

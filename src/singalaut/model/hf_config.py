@@ -48,6 +48,10 @@ def read_config(folder: Path, *, vision: bool = True) -> Gemma3Config:
 
 def config_from_hf(raw: dict[str, Any], where: Path | str) -> Gemma3Config:
     """Translate a `gemma3` or `gemma3_text` configuration, in either dialect."""
+    if not isinstance(raw, dict) or not isinstance(raw.get("text_config", {}), dict):
+        raise CheckpointError(
+            "the configuration is not a JSON object", where=where, hint="fetch the file again"
+        )
     kind = raw.get("model_type")
     if kind not in ("gemma3", "gemma3_text"):
         raise CheckpointError(
