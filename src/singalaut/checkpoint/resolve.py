@@ -29,9 +29,10 @@ def resolve_model(name: str, *, base_folder: Path) -> Path:
 
     Raises CheckpointError, RecipeError or MachineError with the remedy.
     """
-    found = local_model(name, base_folder=base_folder)
-    if found is not None and not _is_hub_id(name, base_folder):
-        return found
+    if not _is_hub_id(name, base_folder):  # of a hub id, what is here may be out of date
+        found = local_model(name, base_folder=base_folder)
+        if found is not None:
+            return found
     if name.startswith("demo:"):
         return _once(_demo_folder(name), lambda folder: _make_demo(name, folder))
     path = base_folder / Path(name).expanduser()
