@@ -7,13 +7,13 @@ pair making know of a model; `Reward` is all that online RL knows of a checker.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import AsyncIterator, Iterable, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol, runtime_checkable
 
 Role = Literal["system", "user", "assistant", "tool"]
 ROLES: tuple[Role, ...] = ("system", "user", "assistant", "tool")
-FinishReason = Literal["stop", "length"]
+FinishReason = Literal["stop", "length", "cancelled", "deadline", "error"]
 
 
 @dataclass(frozen=True)
@@ -49,6 +49,10 @@ class SamplingParams:
 
     `temperature` 0 is greedy. `top_k` 0 and `top_p` 1 switch the filter off. `seed` fixes the
     result of a request whatever else is in the batch. `stop` strings are removed from the text.
+    Before `min_tokens` nothing ends an answer. `top_logprobs` asks for that many alternatives to
+    each token and implies `logprobs`; `prompt_logprobs` for the log-probability of each token of
+    the prompt given those before it. `max_tokens` may be 0 if `prompt_logprobs` is all that is
+    wanted. Log-probabilities are those of the model, before penalties, bias and temperature.
     """
 
     n: int = 1
@@ -57,20 +61,46 @@ class SamplingParams:
     top_p: float = 1.0
     top_k: int = 0
     min_p: float = 0.0
+    repetition_penalty: float = 1.0
+    presence_penalty: float = 0.0
+    frequency_penalty: float = 0.0
+    logit_bias: Mapping[int, float] = field(default_factory=dict)
+    min_tokens: int = 0
     seed: int | None = None
     stop: tuple[str, ...] = ()
     stop_token_ids: tuple[int, ...] = ()
     ignore_eos: bool = False
     logprobs: bool = False
+    top_logprobs: int = 0
+    prompt_logprobs: bool = False
+
+
+class TokenMask(Protocol):
+    """Which tokens may come next in one answer: the hook of constrained decoding."""
+
+    def allowed(self) -> bytes | None:
+        """One bit for each token id, lowest bit of the first byte first; None allows all."""
+        ...
+
+    def accept(self, token: int) -> None:
+        """Hear which token was chosen."""
+        ...
 
 
 @dataclass(frozen=True)
 class Request:
-    """A prompt, as messages or as token ids, and how to sample from it."""
+    """A prompt, as messages or as token ids, and how to sample from it.
+
+    Lower `priority` goes first; `deadline_seconds` counts from the moment the request is handed
+    over, and what is written by then is the answer. `mask` makes the mask of one answer.
+    """
 
     prompt: Sequence[Message] | Sequence[int]
     sampling: SamplingParams = SamplingParams()
     id: str = ""
+    priority: int = 0
+    deadline_seconds: float | None = None
+    mask: Callable[[], TokenMask] | None = None
 
 
 @dataclass(frozen=True)
@@ -83,7 +113,12 @@ class Usage:
 
 @dataclass(frozen=True)
 class Completion:
-    """One answer to a request; `logprobs` (nats) has one entry for each token where asked for."""
+    """One answer to a request; `logprobs` (nats) has one entry for each token where asked for.
+
+    `top_logprobs` has, for each token, the best alternatives by token id; `prompt_logprobs` one
+    entry for each token of the prompt, the first None. `error` says what went wrong where
+    `finish_reason` is "error".
+    """
 
     request_id: str
     index: int
@@ -92,6 +127,9 @@ class Completion:
     finish_reason: FinishReason
     usage: Usage
     logprobs: tuple[float, ...] | None = None
+    top_logprobs: tuple[Mapping[int, float], ...] | None = None
+    prompt_logprobs: tuple[float | None, ...] | None = None
+    error: str | None = None
 
 
 @dataclass(frozen=True)
