@@ -134,11 +134,18 @@ class Completion:
 
 @dataclass(frozen=True)
 class Delta:
-    """A piece of streamed text; the last piece carries the finish reason."""
+    """A piece of streamed text; the last piece carries the finish reason, and what went wrong.
+
+    Tokens come as soon as they are known, their text once it is whole characters and cannot be
+    the beginning of a stop string.
+    """
 
     text: str
     token_ids: tuple[int, ...]
     finish_reason: FinishReason | None = None
+    logprobs: tuple[float, ...] | None = None
+    top_logprobs: tuple[Mapping[int, float], ...] | None = None
+    error: str | None = None
 
 
 @runtime_checkable
@@ -151,7 +158,10 @@ class Sampler(Protocol):
         ...
 
     def sample(self, requests: Iterable[Request]) -> Iterator[Completion]:
-        """Yield each completion as it finishes, in any order."""
+        """Yield each completion as it finishes, in any order.
+
+        A request that cannot be served has one with the finish reason "error".
+        """
         ...
 
     def stream(self, request: Request) -> AsyncIterator[Delta]:

@@ -49,6 +49,12 @@ class RequestError(SingalautError):
     """A generation request that the model cannot serve."""
 
 
+class BusyError(SingalautError):
+    """More requests are waiting than a sampler takes; to be tried again later."""
+
+    exit_code = 1
+
+
 class MachineError(SingalautError):
     """No disk space, no permission, no memory: the machine is in the way."""
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import math
+import re
 from collections import Counter
 from dataclasses import replace
 
@@ -15,7 +16,7 @@ from hypothesis import strategies as st
 from singalaut.contracts import Message, Request, Sampler, SamplingParams
 from singalaut.errors import RequestError
 from singalaut.generate.engine import Engine, open_engine
-from singalaut.generate.sampling import choose
+from singalaut.generate.sampling import Settings, choose
 
 PROMPTS = [[2, *range(150, 150 + n)] for n in (1, 5, 8, 9, 20, 33)]
 
@@ -72,19 +73,17 @@ def test_a_seeded_answer_does_not_depend_on_its_company(engine):
 
 
 def test_shared_beginnings_are_computed_once(engine):
-    stem = [2, *range(200, 206)]  # within the window of 8, so that it can be taken over
+    stem = [2, *range(150, 150 + 40)]  # two pages and a half; the window of 8 is long past
     requests = [Request([*stem, 300 + i], greedy(4), str(i)) for i in range(3)]
-    alone = [ask(engine, request)[0] for request in requests]
-    engine._counts["shared_tokens"] = 0
-    import singalaut.generate.engine as module
-
-    least, module.MIN_SHARED_TOKENS = module.MIN_SHARED_TOKENS, 4
-    try:
-        together = ask(engine, *requests)
-    finally:
-        module.MIN_SHARED_TOKENS = least
+    alone = []
+    for request in requests:
+        engine.weights_changed()  # nothing is known of the others
+        alone += ask(engine, request)
+    engine.weights_changed()
+    before = engine.statistics()["shared_tokens"]
+    together = ask(engine, *requests)
     assert together == alone
-    assert engine.statistics()["shared_tokens"] == 2 * len(stem)
+    assert engine.statistics()["shared_tokens"] - before == 2 * 32
 
 
 def test_logprobs_are_those_of_the_forward_pass(engine):
@@ -149,8 +148,13 @@ def test_messages_and_end_of_turn(engine):
     ],
 )
 def test_requests_that_cannot_be_served(engine, prompt, params, message):
+    request = Request(prompt, SamplingParams(**params), "a")
+    good = Request(PROMPTS[0], greedy(2), "b")
+    refused, served = sorted(engine.sample([request, good]), key=lambda c: c.request_id)
+    assert refused.finish_reason == "error" and re.search(message, refused.error)
+    assert served.finish_reason == "length"
     with pytest.raises(RequestError, match=message):
-        list(engine.sample([Request(prompt, SamplingParams(**params), "a")]))
+        streamed(engine, request)
 
 
 def test_the_context_ends_the_answer(engine):
@@ -162,8 +166,10 @@ LOGITS = torch.randn(40, generator=torch.Generator().manual_seed(0)) * 2
 
 
 def draw(count: int, **settings) -> Counter:
-    params = SamplingParams(**settings)
-    return Counter(choose(LOGITS, params, seed, 0, 0) for seed in range(count))
+    params = [SamplingParams(**settings)] * count
+    draws = torch.rand(count, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    chosen = choose(LOGITS.repeat(count, 1), Settings.of(params, LOGITS.device), draws)
+    return Counter(chosen.tolist())
 
 
 def test_draws_follow_the_distribution():

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 import base64
 import io
+import re
 
 import numpy as np
 import pytest
@@ -12,7 +14,6 @@ from PIL import Image
 
 from singalaut.contracts import Message, Request, SamplingParams
 from singalaut.errors import CheckpointError, DataError, RequestError
-from singalaut.generate import engine as engine_module
 from singalaut.generate import images as images_module
 from singalaut.generate.engine import Engine, open_engine
 from singalaut.model.hf import load_model
@@ -60,7 +61,7 @@ def test_log_probabilities_are_those_of_transformers(engine, seeing_model):
     prompts.append([*ask_about(picture(4)), Message("assistant", "b"), *ask_about(picture(1))])
     requests = [Request(p, drawn(12, logprobs=True), str(i)) for i, p in enumerate(prompts)]
     for answer in engine.sample(requests):
-        ids, images = engine._prompt_ids(prompts[int(answer.request_id)])
+        ids, images = engine._prompts.read(prompts[int(answer.request_id)])
         tokens = torch.tensor([[*ids, *answer.token_ids]])
         seen = {"pixel_values": normalise(images.pictures)} if images else {}
         types = (tokens == image_id).long()
@@ -72,55 +73,66 @@ def test_log_probabilities_are_those_of_transformers(engine, seeing_model):
         assert answer.logprobs == pytest.approx(wanted.tolist(), abs=1e-4)
 
 
-def test_company_and_sharing_change_nothing(engine, monkeypatch):
-    monkeypatch.setattr(engine_module, "MIN_SHARED_TOKENS", 4)
+def test_company_and_sharing_change_nothing(engine):
     same = [ask_about(picture(1), text=text) for text in ("a", "b")]
     other = ask_about(picture(2), text="a")
     alone = [run(engine, prompt)[0] for prompt in (*same, other)]
     assert alone[0] != alone[2]
-    engine._counts["shared_tokens"] = 0
     assert run(engine, *same, other) == alone
 
 
-@pytest.fixture(scope="module")
-def wide_engine(seeing_model) -> Engine:
-    """An engine whose windows are wide enough for prompts with images to be shared."""
-    from dataclasses import replace
+def test_only_equal_images_are_shared(engine):
+    before = [{"type": "text", "text": "abcdefghijklmnopqrstuvwxyz"}]
+    images = [{"type": "image", "image": picture(n)} for n in (1, 2, 3, 4)]
 
-    from singalaut.model.gemma3 import Gemma3
+    def prompt(*numbers: int, text: str = "a") -> list[Message]:
+        parts = [*before, *(images[n] for n in numbers), {"type": "text", "text": text}]
+        return [Message("user", parts)]
 
-    engine = open_engine(seeing_model, batch_size=4)
-    model = Gemma3(replace(engine.model.config, window=128)).eval()
-    model.load_state_dict(engine.model.state_dict())
-    return Engine(model, engine.tokenizer, engine.chat, "wide", 4)
-
-
-def test_only_equal_images_are_shared(wide_engine, monkeypatch):
-    monkeypatch.setattr(engine_module, "MIN_SHARED_TOKENS", 4)
-    engine = wide_engine
-    prompts = [
-        ask_about(picture(1), text="a"),
-        ask_about(picture(1), text="b"),
-        ask_about(picture(2), text="a"),
-        ask_about(picture(1), picture(2), text="a"),
-    ]
-    alone = [run(engine, prompt)[0] for prompt in prompts]
-    engine._counts["shared_tokens"] = 0
-    assert run(engine, *prompts) == alone
-    ids = [engine._prompt_ids(prompt)[0] for prompt in prompts]
-    start, end, _ = engine.tokenizer.image_ids
-    whole = ids[0].index(end) + 2  # up to the blank lines after the picture
-    until = ids[2].index(start) + 1  # another picture: up to its start
-    tail = ids[3].index(end) + 1  # here four newlines follow
-    assert engine.statistics()["shared_tokens"] == whole + until + tail
-    wrong = [engine._open(Request(prompt, drawn()))[0].marked for prompt in prompts]
-    assert wrong[0] != wrong[2] and ids[0] == ids[2]
+    prompts = [prompt(0, 1, 2), prompt(0, 1, 2, text="b"), prompt(0, 3, 2), prompt(1)]
+    alone = []
+    for each in prompts:
+        engine.weights_changed()
+        alone += run(engine, each)
+    engine.weights_changed()
+    shared = []
+    for each, wanted in zip(prompts, alone, strict=True):
+        known = engine.statistics()["shared_tokens"]
+        assert run(engine, each) == [wanted]
+        shared.append(engine.statistics()["shared_tokens"] - known)
+    ids = [engine._prompts.read(each)[0] for each in prompts]
+    start, _, image = engine.tokenizer.image_ids
+    runs = [[i for i, token in enumerate(row) if token == start] for row in ids]
+    assert shared[0] == 0
+    for row, other in ((1, 0), (2, 0), (3, 0)):
+        same = 0
+        marks = [
+            list(
+                engine._prompts.open(Request(prompts[r], drawn()), 512, 512, print, streams=False)[
+                    0
+                ].marked
+            )
+            for r in (row, other)
+        ]
+        while marks[0][same] == marks[1][same]:
+            same += 1
+        assert 0 < shared[row] <= same
+        assert shared[row] % 16 == 0
+        assert (
+            shared[row] == len(ids[row])
+            or ids[row][shared[row]] != image
+            or (
+                ids[row][shared[row] - 1] != image  # never inside an image
+            )
+        )
+    assert shared[1] >= runs[1][1] // 16 * 16 > shared[3] - 16
 
 
 def test_embeddings_are_kept_and_forgotten(seeing_model, monkeypatch):
     monkeypatch.setattr(images_module, "MAX_EMBEDDINGS", 2)
     engine = open_engine(seeing_model)
     first = run(engine, ask_about(picture(1), picture(2)))
+    engine._core.scheduler.tables.forget()  # else their keys and values are found again
     assert run(engine, ask_about(picture(1), picture(2))) == first
     assert (engine.statistics()["images"], engine.statistics()["images_reused"]) == (2, 2)
     run(engine, ask_about(picture(3)))
@@ -131,7 +143,7 @@ def test_embeddings_are_kept_and_forgotten(seeing_model, monkeypatch):
     engine.weights_changed()
     run(engine, ask_about(picture(1)))
     assert engine.statistics()["images"] == 5
-    assert len(engine._images._kept) == 1
+    assert len(engine._core.images._kept) == 1
 
 
 def test_the_same_picture_twice_is_computed_once(seeing_model):
@@ -147,7 +159,7 @@ def test_data_uris_and_pan_and_scan(engine, seeing_model):
     prompt = [Message("user", [part, {"type": "text", "text": "a"}])]
     assert run(engine, prompt) == run(engine, ask_about(data, text="a"))
     cropping = open_engine(seeing_model, pan_and_scan=True)
-    ids, images = cropping._prompt_ids(prompt)
+    ids, images = cropping._prompts.read(prompt)
     start = cropping.tokenizer.image_ids[0]
     assert (ids.count(start), len(images.pictures), images.tokens.crops) == (3, 3, (2,))
     assert cropping.identity != engine.identity
@@ -173,12 +185,14 @@ def test_requests_that_cannot_be_served(engine, tiny_model, seeing_model):
         (ask_about(*[picture(1)] * 80), RequestError, "the model's context is 512"),
     ):
         with pytest.raises(kind, match=message):
-            run(engine, prompt)
+            streamed(engine, prompt)
+        refused = next(iter(engine.sample([Request(prompt, drawn())])))
+        assert refused.finish_reason == "error" and re.search(message, refused.error)
     with pytest.raises(DataError, match="text-only, 1 were given"):
-        run(open_engine(tiny_model), ask_about(picture(1)))
+        streamed(open_engine(tiny_model), ask_about(picture(1)))
     blind = Engine(load_model(seeing_model, vision=False), engine.tokenizer, engine.chat, "blind")
     with pytest.raises(DataError, match="text-only"):
-        run(blind, ask_about(picture(1)))
+        streamed(blind, ask_about(picture(1)))
     assert run(blind, [2, 150, 151]) == run(engine, [2, 150, 151])
 
 
@@ -193,13 +207,15 @@ def test_a_tokenizer_of_another_model_is_named(seeing_model, tmp_path):
         open_engine(folder)
 
 
-def test_streams_see_too(engine):
-    import asyncio
-
-    prompt = Request(ask_about(picture(1)), drawn(5))
-
+def streamed(engine: Engine, prompt, tokens: int = 5) -> tuple[int, ...]:
     async def collect() -> list[int]:
-        return [t async for delta in engine.stream(prompt) for t in delta.token_ids]
+        deltas = engine.stream(Request(prompt, drawn(tokens)))
+        return [t async for delta in deltas for t in delta.token_ids]
 
-    assert tuple(asyncio.run(collect())) == run(engine, prompt.prompt, tokens=5)[0]
+    return tuple(asyncio.run(collect()))
+
+
+def test_streams_see_too(engine):
+    prompt = ask_about(picture(1))
+    assert streamed(engine, prompt) == run(engine, prompt, tokens=5)[0]
     assert load_pictures(picture(1), 28)[0].pixels.shape == (28, 28, 3)

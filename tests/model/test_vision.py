@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
@@ -13,10 +14,10 @@ from reduced_shapes import SEEING, VISION, WINDOW, oracle_name, reduced, reduced
 from singalaut.errors import DataError
 from singalaut.model import attention
 from singalaut.model.attention import Dense, Packed, causal_attention, image_groups, visible
-from singalaut.model.cache import Cache
 from singalaut.model.config import SIZES, VisionConfig
 from singalaut.model.gemma3 import Gemma3, initialise
 from singalaut.model.hf import parameter_shapes
+from singalaut.model.paged import KINDS, PagedCache, PagedPlan, Span
 from singalaut.model.vision import Vision
 
 IMAGE = [VISION.start_id, *[VISION.image_id] * VISION.image_tokens, VISION.end_id]
@@ -280,16 +281,17 @@ def test_prefill_sees_images_and_shares_them():
     start = [*text(2), *IMAGE, *text(2)]
     one, two = [*start, *text(3)], [*start, *text(9, 1), *IMAGE, *text(5)]
     images = model.vision(pixels([two]))
-    cache = Cache(model.config, 2, torch.float32, "cpu")
+    pages = {"global": 8, "window": 8}
+    cache = PagedCache(model.config, pages, torch.float32, "cpu")
+    table = {kind: np.arange(1, 8, dtype=np.int32) for kind in KINDS}
     for row, shared, new in ((one, 0, images[:1]), (two, len(start), images[1:])):
         tokens = torch.tensor([row])
-        plan = cache.prefill(0, shared, model.image_groups(tokens)[0])
-        positions = torch.arange(shared, len(row))[None]
-        hidden = model(tokens[:, shared:], positions, plan, new)
+        groups = model.image_groups(tokens)[0]
+        plan = PagedPlan(cache, [Span(table, shared, len(row) - shared, groups)])
+        hidden = model(tokens[:, shared:], plan.positions, plan, new)
         whole = model(tokens, images=images[: row.count(VISION.start_id)])
         torch.testing.assert_close(hidden, whole[:, shared:], rtol=1e-4, atol=1e-4)
-    plan = cache.decode()
-    hidden = model(torch.tensor([[9], [9]]), plan.positions[:, None], plan)
-    for row, last, count in ((one, hidden[0], 1), (two, hidden[1], 2)):
-        wanted = model(torch.tensor([[*row, 9]]), images=images[:count])[0, -1:]
-        torch.testing.assert_close(last, wanted, rtol=1e-4, atol=1e-4)
+    plan = PagedPlan(cache, [Span(table, len(two), 1)])
+    last = model(torch.tensor([[9]]), plan.positions, plan)
+    wanted = model(torch.tensor([[*two, 9]]), images=images)[:, -1:]
+    torch.testing.assert_close(last, wanted, rtol=1e-4, atol=1e-4)

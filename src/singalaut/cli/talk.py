@@ -119,10 +119,14 @@ def _open(model: str, batch_size: int) -> Sampler:
 
 async def _stream(sampler: Sampler, request: Request, pieces: list[str]) -> None:
     """Print the answer as it comes and keep it in `pieces`, so that a stop loses nothing."""
+    from singalaut.errors import RequestError
+
     async for delta in sampler.stream(request):
         pieces.append(delta.text)
         print(delta.text, end="", flush=True)
-        await asyncio.sleep(0)  # lets Ctrl-C in: the engine itself may never wait
+        if delta.error is not None:
+            raise RequestError(delta.error)
+        await asyncio.sleep(0)  # lets Ctrl-C in: a sampler may never wait
     print()
 
 
@@ -130,12 +134,16 @@ def _print_all(
     sampler: Sampler, requests: Sequence[Request], prompts: Sequence[str], as_json: bool
 ) -> None:
     """Print each answer as soon as it and those before it are there."""
+    from singalaut.errors import RequestError
+
     waiting: dict[str, Completion] = {}
     printed = 0
     for completion in sampler.sample(requests):
         waiting[completion.request_id] = completion
         while str(printed) in waiting:
             answer = waiting.pop(str(printed))
+            if answer.error is not None:
+                raise RequestError(answer.error)
             print(_line(prompts[printed], answer) if as_json else _block(prompts[printed], answer))
             sys.stdout.flush()
             printed += 1

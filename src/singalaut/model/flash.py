@@ -30,16 +30,18 @@ def flash_attention(
     scale: float,
     window: int | None,
     lengths: Sequence[int] | None = None,
+    stored: Sequence[int] | None = None,
 ) -> Float[Tensor, "B H T D"]:
     """Causal attention; each row is one document, or `lengths` cut the only row into several.
 
-    Queries are the last T of S tokens. `window` counts keys, the query's own included.
+    Queries are the last T of S tokens; of several documents, `stored` are the keys of each where
+    they are more than its queries. `window` counts keys, the query's own included.
     """
     from torch.nn.attention.varlen import varlen_attn
 
     rows, _, new, _ = queries.shape
     query_lengths = list(lengths) if lengths else [new] * rows
-    key_lengths = list(lengths) if lengths else [keys.shape[2]] * rows
+    key_lengths = list(stored or lengths or [keys.shape[2]] * rows)
     out: Any = varlen_attn(
         queries.transpose(1, 2).flatten(0, 1),
         keys.transpose(1, 2).flatten(0, 1),

@@ -1,0 +1,246 @@
+"""The engine without anyone waiting for it: cache, scheduler and runner, stepped from outside.
+
+Not safe for threads; `engine.py` lets one thread in at a time.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Iterable
+
+import torch
+
+from singalaut.errors import MachineError
+from singalaut.generate.answer import Answer
+from singalaut.generate.images import ImageEmbeddings
+from singalaut.generate.memory import Room, default_budget_bytes, plan_pages, shrink
+from singalaut.generate.pages import PageTables
+from singalaut.generate.plain import Outcome, PlainRunner
+from singalaut.generate.scheduler import Scheduler
+from singalaut.model.gemma3 import Gemma3
+from singalaut.model.paged import KINDS, Kind, PagedCache
+from singalaut.text.tokenizer import Tokenizer
+
+log = logging.getLogger("singalaut")
+SUMS = ("preemptions", "shared_tokens", "prompt_tokens")
+
+
+class Core:
+    """Answers go in by `add`; each `step` moves all of them on and tells their listeners."""
+
+    def __init__(
+        self,
+        model: Gemma3,
+        tokenizer: Tokenizer,
+        room: Room,
+        cache_bytes: int | None,
+    ):
+        self.model, self.tokenizer, self.room = model, tokenizer, room
+        self.device, self.dtype = model.embedding.weight.device, model.embedding.weight.dtype
+        self.images = ImageEmbeddings(model)
+        self._cache_bytes = cache_bytes
+        self._pending: Outcome | None = None
+        self._counts = dict.fromkeys(("answers", "generated_tokens", "steps"), 0)
+        self._sums = dict.fromkeys(SUMS, 0)  # of schedulers before this one
+        self._seconds = 0.0
+        self.is_awake = True
+        self._open(self._plan(), [])
+
+    @property
+    def is_busy(self) -> bool:
+        scheduler = self.scheduler
+        return bool(scheduler.running or scheduler.num_waiting or self._pending)
+
+    def add(self, answer: Answer) -> None:
+        if answer.finish is None:  # else it was cancelled before it came
+            self.scheduler.add(answer)
+
+    def cancel(self, answer: Answer) -> None:
+        if answer.finish is None:
+            self.scheduler.cancel(answer)
+
+    def fail(self, reason: str) -> None:
+        """End every answer with an error: something went wrong that is not theirs."""
+        self._pending = None
+        answers = list(self.scheduler)
+        for answer in answers:
+            answer.end("error", reason)
+        self.end(answers, spoiled=True)
+
+    def step(self) -> None:
+        """Plan and run one step; its tokens, or those of the step before it, reach the answers."""
+        begin = time.monotonic()
+        self.wake()
+        self.end(self.scheduler.ended())
+        step = self.scheduler.plan()
+        try:
+            launched = self.runner.launch(step) if step else None
+        except torch.OutOfMemoryError as error:
+            self.flush()
+            self._shrink(error)
+            return
+        self._counts["steps"] += bool(step)
+        if self.runner.keeps_ahead and not any(a.mask for a in self.scheduler.running):
+            self._pending, launched = launched, self._pending
+        if launched is not None:
+            self._commit(launched.wait())
+        self._seconds += time.monotonic() - begin
+
+    def flush(self) -> None:
+        """Wait for the step under way."""
+        pending, self._pending = self._pending, None
+        if pending is not None:
+            self._commit(pending.wait())
+
+    def end(self, answers: Iterable[Answer], *, spoiled: bool = False) -> None:
+        """Take out answers that have a finish reason, and tell their listeners."""
+        for answer in answers:
+            self.scheduler.remove(answer, spoiled=spoiled)
+            answer.close(self.tokenizer)
+            self._counts["answers"] += 1
+            answer.listener(answer)
+
+    def weights_changed(self) -> None:
+        """Forget what was computed with other weights; answers under way are read again."""
+        self.images.clear()
+        if self.is_awake:
+            self.flush()
+            self.scheduler.preempt_all()
+            self.scheduler.tables.forget()
+            self.runner.refresh()
+
+    def sleep(self) -> None:
+        """Give back the memory of the cache and of copies of weights; answers under way wait."""
+        if self.is_awake:
+            self.flush()
+            self.scheduler.preempt_all()
+            self.images.clear()
+            self._close()
+            self.is_awake = False
+
+    def wake(self) -> None:
+        if not self.is_awake:
+            self._open(self._plan(), list(self.scheduler))
+            self.is_awake = True
+
+    def statistics(self) -> dict[str, float]:
+        """Counts and rates since the start; shares are of the cache's pages."""
+        seconds = self._seconds or 1.0
+        sums = {name: self._sums[name] + getattr(self.scheduler, name) for name in SUMS}
+        pools = self.scheduler.tables.pools
+        return {
+            **self._counts,
+            **sums,
+            "seconds": self._seconds,
+            "generated_tokens_per_second": self._counts["generated_tokens"] / seconds,
+            "running": len(self.scheduler.running),
+            "waiting": self.scheduler.num_waiting,
+            **{f"cache_{kind}_share": p.used / (p.num_pages - 1) for kind, p in pools.items()},
+            "images": self.images.computed,
+            "images_reused": self.images.reused,
+        }
+
+    def _plan(self) -> dict[Kind, int]:
+        budget = self._cache_bytes
+        if budget is None:
+            budget = default_budget_bytes(self.device, self._step_bytes())
+        return plan_pages(self.model.config, self.dtype, self.room, budget)
+
+    def _step_bytes(self) -> int:
+        """About what a step needs beside the cache: activations of a chunk, logits of a batch."""
+        config = self.model.config
+        wide = 8 * config.hidden_size + 4 * config.intermediate_size
+        return self.room.chunk_tokens * wide * 2 + 3 * self.room.slots * config.vocab_size * 4
+
+    def _open(self, pages: dict[Kind, int], waiting: list[Answer]) -> None:
+        """Make cache, tables, scheduler and runner, with fewer pages where memory runs out."""
+        config, room = self.model.config, self.room
+        while True:
+            try:
+                self.cache = PagedCache(config, pages, self.dtype, self.device)
+                break
+            except torch.OutOfMemoryError as error:
+                pages = _fewer(pages, error)
+        tables = PageTables(pages, config.window, room.slots, room.context_tokens)
+        self.scheduler = Scheduler(tables, room.slots, room.chunk_tokens)
+        for answer in waiting:
+            self.scheduler.add(answer)
+        image_id = self.tokenizer.image_ids[2] if self.tokenizer.image_ids else None
+        self.runner = PlainRunner(
+            self.model, self.images, self.cache, tables, self.tokenizer.vocab_size, image_id
+        )
+
+    def _close(self) -> None:
+        for name in SUMS:
+            self._sums[name] += getattr(self.scheduler, name)
+            setattr(self.scheduler, name, 0)
+        self.runner.close()
+        del self.runner, self.cache
+        if self.device.type == "cuda":
+            torch.cuda.empty_cache()
+
+    def _shrink(self, error: torch.OutOfMemoryError) -> None:
+        """A step did not find the memory it needs: go on with a smaller cache."""
+        for answer in self.scheduler.running:
+            answer.under_way = 0
+        self.scheduler.preempt_all()
+        pages = _fewer(self.cache.pages, error)
+        self._close()
+        self._open(pages, list(self.scheduler))
+
+    def _commit(self, outcome: Outcome) -> None:
+        """Add the tokens of a step to their answers."""
+        for row, answer in enumerate(outcome.answers):
+            answer.under_way -= 1
+            if answer.finish is not None:
+                continue  # it ended while the step was under way
+            if answer.limit == 0:
+                answer.end("length")
+            elif outcome.bad[row]:
+                self._spoil(answer)
+            else:
+                self._accept(answer, outcome, row)
+            if answer.finish is not None:
+                self.end([answer], spoiled=answer.error is not None)
+            elif answer.decoder is not None:
+                answer.listener(answer)
+
+    def _accept(self, answer: Answer, outcome: Outcome, row: int) -> None:
+        token, params = outcome.tokens[row], answer.request.sampling
+        if outcome.logprobs is not None and (params.logprobs or params.top_logprobs):
+            answer.logprobs.append(outcome.logprobs[row])
+        if outcome.top is not None and params.top_logprobs:
+            best = list(outcome.top[row].items())[: params.top_logprobs]
+            answer.top_logprobs.append(dict(best))
+        answer.accept(token)
+        if answer.mask is not None and answer.finish is None:
+            answer.mask.accept(token)
+        self._counts["generated_tokens"] += 1
+        if answer.slot >= 0 and answer.finish is None:
+            self.scheduler.name_pages(answer)
+
+    def _spoil(self, answer: Answer) -> None:
+        """End an answer whose logits allow no token, and say why; its pages are wiped."""
+        for kind in KINDS:
+            pages = self.scheduler.tables.held(kind, answer.slot) if answer.slot >= 0 else []
+            self.cache.wipe(kind, pages)
+        layer = self.runner.first_bad_layer(answer)
+        if layer is None:
+            fact = "the mask, bias or penalties allow no token"
+        else:
+            fact = f"the logits are not numbers: {layer} is the first that gives none"
+        answer.end("error", f"{fact}, at token {answer.num_written + 1} of the answer")
+        log.warning("request `%s`: %s", answer.request.id, answer.error)
+
+
+def _fewer(pages: dict[Kind, int], error: torch.OutOfMemoryError) -> dict[Kind, int]:
+    smaller = shrink(pages)
+    if smaller == pages:
+        raise MachineError(
+            "the device has no memory for the smallest cache",
+            hint="use a smaller model, a smaller `batch_size` or `chunk_tokens`",
+        ) from error
+    counts = ", ".join(f"{smaller[kind]} of {pages[kind]} {kind} pages" for kind in KINDS)
+    log.warning("the device is out of memory; going on with a smaller cache: %s", counts)
+    return smaller

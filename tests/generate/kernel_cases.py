@@ -1,0 +1,186 @@
+"""Each kernel against plain PyTorch, on any device; interpreted where there is no GPU."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from singalaut.model.attention import visible
+from singalaut.model.gemma3 import rotate, rotation
+from singalaut.model.norm import RmsNorm
+
+EPS = 1e-6
+
+
+def close(found: Tensor, wanted: Tensor, dtype: torch.dtype) -> None:
+    tolerance = (
+        {"rtol": 2e-2, "atol": 2e-2} if dtype == torch.bfloat16 else {"rtol": 1e-4, "atol": 1e-4}
+    )
+    torch.testing.assert_close(found.float(), wanted.float(), **tolerance)
+
+
+def draw(*shape: int, dtype: torch.dtype, device: str, seed: int = 0) -> Tensor:
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randn(*shape, generator=generator).to(device, dtype)
+
+
+def norm(weight: Tensor) -> RmsNorm:
+    module = RmsNorm(len(weight), EPS)
+    module.weight = torch.nn.Parameter(weight, requires_grad=False)
+    return module
+
+
+def check_embed(device: str, dtype: torch.dtype, width: int = 96) -> None:
+    from singalaut.generate.kernels.elementwise import embed
+
+    table, weight = (
+        draw(50, width, dtype=dtype, device=device),
+        draw(width, dtype=dtype, device=device, seed=1),
+    )
+    last = torch.tensor([7, 9, 11, 49], dtype=torch.int32, device=device)
+    slots = torch.tensor([3, 0], dtype=torch.int32, device=device)
+    x, h = (torch.empty(2, width, dtype=dtype, device=device) for _ in range(2))
+    scale = float(torch.tensor(width**0.5, dtype=dtype))
+    embed(last, slots, table, scale, weight, EPS, x, h)
+    wanted = table[[49, 7]] * torch.tensor(scale, dtype=dtype, device=device)
+    assert torch.equal(x, wanted)
+    close(h, norm(weight)(wanted), dtype)
+    embed(last[:2], None, table, scale, weight, EPS, x, h)
+    assert torch.equal(x, table[[7, 9]] * torch.tensor(scale, dtype=dtype, device=device))
+
+
+def check_add_norms(device: str, dtype: torch.dtype, width: int = 96) -> None:
+    from singalaut.generate.kernels.elementwise import add_norms
+
+    x, y, h = (draw(5, width, dtype=dtype, device=device, seed=i) for i in range(3))
+    post, following = (draw(width, dtype=dtype, device=device, seed=i) for i in (3, 4))
+    wanted = x + norm(post)(y)
+    add_norms(x, y, post, following, EPS, h)
+    close(x, wanted, dtype)
+    close(h, norm(following)(wanted), dtype)
+
+
+def check_gelu_mul(device: str, dtype: torch.dtype, inner: int = 200) -> None:
+    from singalaut.generate.kernels.elementwise import gelu_mul
+
+    gate_up = draw(3, 2 * inner, dtype=dtype, device=device) * 3
+    out = torch.empty(3, inner, dtype=dtype, device=device)
+    gelu_mul(gate_up, out)
+    gate, up = gate_up.chunk(2, dim=-1)
+    close(out, torch.nn.functional.gelu(gate, approximate="tanh") * up, dtype)
+
+
+class Paged:
+    """Random sequences in pages, in a random order."""
+
+    def __init__(
+        self, lengths: list[int], key_heads: int, width: int, dtype: torch.dtype, device: str
+    ):
+        self.lengths, self.device, self.dtype = lengths, device, dtype
+        pages = -(-max(lengths) // 16)
+        count = len(lengths) * pages + 1
+        order = torch.randperm(count - 1, generator=torch.Generator().manual_seed(5)) + 1
+        self.table = torch.zeros(len(lengths) + 1, pages + 2, dtype=torch.int32)
+        self.table[: len(lengths), :pages] = order.view(len(lengths), pages)
+        self.table = self.table.to(device)
+        self.store = draw(2, key_heads, count, 16, width, dtype=dtype, device=device, seed=2)
+        self.slots = torch.arange(len(lengths), dtype=torch.int32, device=device)
+        self.positions = torch.tensor([n - 1 for n in lengths], dtype=torch.int32, device=device)
+
+    def dense(self, row: int) -> tuple[Tensor, Tensor]:
+        length = self.lengths[row]
+        pages = self.table[row, : -(-length // 16)].long()
+        keys, values = (s[:, pages].flatten(1, 2)[:, :length] for s in self.store)
+        return keys, values
+
+
+def check_attention(
+    device: str,
+    dtype: torch.dtype,
+    lengths: list[int],
+    splits: int,
+    window: int | None,
+    key_heads: int = 2,
+    group: int = 2,
+    width: int = 32,
+) -> None:
+    from singalaut.generate.kernels.attention import AttentionScratch, attend
+
+    paged = Paged(lengths, key_heads, width, dtype, device)
+    heads = key_heads * group
+    qkv = draw(len(lengths), (heads + 2 * key_heads) * width, dtype=dtype, device=device, seed=7)
+    out = torch.full((len(lengths), heads * width), float("nan"), dtype=dtype, device=device)
+    scratch = AttentionScratch(len(lengths) * key_heads * splits, width, torch.device(device))
+    for _ in range(2):  # counters must be back at zero
+        attend(
+            qkv,
+            *paged.store,
+            out,
+            scratch,
+            paged.positions,
+            paged.slots,
+            paged.table,
+            width**-0.5,
+            window,
+            splits,
+            positions_by_slot=False,
+        )
+    assert not scratch.counters.any()
+    for row, length in enumerate(lengths):
+        keys, values = (t.float().repeat_interleave(group, 0) for t in paged.dense(row))
+        q = qkv[row, : heads * width].float().view(heads, 1, width)
+        mask = visible(torch.tensor([length - 1]), torch.arange(length), window).to(device)
+        scores = (q @ keys.transpose(1, 2) * width**-0.5).masked_fill(~mask, float("-inf"))
+        close(out[row], (scores.softmax(-1) @ values).flatten(), dtype)
+
+
+def check_finish_qkv(device: str, dtype: torch.dtype) -> None:
+    from singalaut.generate.kernels.elementwise import finish_qkv
+
+    key_heads, heads, width = 2, 4, 32
+    paged = Paged([20, 33, 1], key_heads, width, dtype, device)
+    before = paged.store.clone()
+    qkv = draw(3, (heads + 2 * key_heads) * width, dtype=dtype, device=device, seed=3)
+    weights = [draw(width, dtype=dtype, device=device, seed=i) for i in (4, 5)]
+    cos, sin = (
+        t[0, 0, :, : width // 2].contiguous()
+        for t in rotation(torch.arange(64, device=device)[None], width, 1e4, 8.0, dtype)
+    )
+    parts = qkv.view(3, -1, width).split([heads, key_heads, key_heads], 1)
+    turn = rotation(paged.positions[:, None], width, 1e4, 8.0, dtype)
+    wanted_q, wanted_k = (
+        rotate(norm(w)(part)[:, :, None], turn)[:, :, 0]
+        for part, w in zip(parts, weights, strict=False)
+    )
+    wanted_v = parts[2].clone()
+    finish_qkv(
+        qkv,
+        *weights,
+        EPS,
+        cos,
+        sin,
+        paged.positions,
+        paged.slots,
+        paged.table,
+        *paged.store,
+        heads,
+        positions_by_slot=False,
+    )
+    found = qkv.view(3, -1, width).split([heads, key_heads, key_heads], 1)
+    close(found[0], wanted_q, dtype)
+    close(found[1], wanted_k, dtype)
+    for row in range(3):
+        keys, values = paged.dense(row)
+        assert torch.equal(keys[:, -1], found[1][row]) and torch.equal(values[:, -1], wanted_v[row])
+    assert (paged.store != before).sum() <= 3 * 2 * key_heads * width
+
+
+def check_set_pages(device: str) -> None:
+    from singalaut.generate.kernels.elementwise import set_pages
+
+    tables = tuple(torch.zeros(4, 9, dtype=torch.int32, device=device) for _ in range(2))
+    changes = [(0, 1, 2, 5), (1, 3, 8, 6), (0, 0, 0, 7)]
+    set_pages(torch.tensor(changes, dtype=torch.int32, device=device), tables)
+    for kind, slot, index, page in changes:
+        assert tables[kind][slot, index] == page
+    assert sum(int((t != 0).sum()) for t in tables) == 3

@@ -1,0 +1,31 @@
+"""The GPU's kernels in Triton's interpreter: the same comparisons as on a GPU, on small shapes."""
+
+from __future__ import annotations
+
+import os
+
+import pytest
+import torch
+
+if torch.cuda.is_available():
+    pytest.skip("tests/gpu runs these on the device", allow_module_level=True)
+os.environ["TRITON_INTERPRET"] = "1"  # before the kernels are defined
+pytest.importorskip("triton")
+
+import kernel_cases as cases
+
+DTYPE = torch.float32
+
+
+def test_elementwise():
+    cases.check_embed("cpu", DTYPE)
+    cases.check_add_norms("cpu", DTYPE)
+    cases.check_gelu_mul("cpu", DTYPE)
+    cases.check_finish_qkv("cpu", DTYPE)
+    cases.check_set_pages("cpu")
+
+
+@pytest.mark.parametrize("splits", [1, 4])
+@pytest.mark.parametrize("window", [None, 40])
+def test_attention(splits, window):
+    cases.check_attention("cpu", DTYPE, [1, 16, 39, 40, 41, 130], splits, window)
