@@ -29,3 +29,18 @@ def test_elementwise():
 @pytest.mark.parametrize("window", [None, 40])
 def test_attention(splits, window):
     cases.check_attention("cpu", DTYPE, [1, 16, 39, 40, 41, 130], splits, window)
+
+
+def test_sampling():
+    cases.check_sampling("cpu")
+
+
+def test_one_row():
+    cases.check_single("cpu", DTYPE)
+
+
+@pytest.mark.parametrize("splits", [1, 4])
+@pytest.mark.parametrize("window", [None, 40])
+@pytest.mark.parametrize("length", [1, 33, 90])
+def test_attention_of_one_row(length, splits, window):
+    cases.check_attend_row("cpu", DTYPE, length, splits, window)

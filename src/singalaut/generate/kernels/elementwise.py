@@ -14,7 +14,9 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-PAGE = tl.constexpr(16)
+from singalaut.model.paged import PAGE_TOKENS
+
+PAGE = tl.constexpr(PAGE_TOKENS)
 
 
 def embed(
@@ -64,7 +66,7 @@ def finish_qkv(
     """Norm and RoPE of queries and keys in place; keys and values also go to their pages.
 
     `qkv` is [R, (H + 2 K) · D], `cos` and `sin` [positions, D / 2], `table` pages by slot, `keys`
-    and `values` the store of one layer, [K, P, 16, D].
+    and `values` the store of one layer, [K, P, 32, D].
     """
     key_heads, _, _, width = keys.shape
     _finish_qkv[qkv.shape[0], heads + 2 * key_heads](
