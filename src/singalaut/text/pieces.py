@@ -80,6 +80,14 @@ def read_pieces(directory: Path, num_rows: int) -> Pieces:
     return Pieces(tokens, scores, types)
 
 
+def drop_padding(pieces: Pieces) -> Pieces:
+    """The vocabulary without the unused names at its end, which fill it up to the embedding."""
+    count = len(pieces.tokens)
+    while count and pieces.types[count - 1] == UNUSED:
+        count -= 1
+    return Pieces(pieces.tokens[:count], pieces.scores[:count], pieces.types[:count])
+
+
 def _type(token: str | None, added: dict[str, Any] | None) -> int:
     """The GGUF type of a token; runs of spaces are matched before any merge, as in the original."""
     if token is None:
