@@ -15,6 +15,7 @@ from singalaut.model.gemma3 import Gemma3, initialise
 from singalaut.model.hf import (
     config_from_hf,
     config_to_hf,
+    copy_companions,
     hf_name,
     load_model,
     read_config,
@@ -96,6 +97,37 @@ def test_both_config_dialects_mean_the_same():
         legacy = ("rope_theta", "rope_local_base_freq", "rope_scaling", "sliding_window_pattern")
         new = {k: v for k, v in full.items() if k not in legacy}
         assert config_from_hf(old, "old") == config_from_hf(new, "new") == config
+
+
+@pytest.mark.parametrize("where", ["chat_template.jinja", "tokenizer_config.json", "nowhere"])
+def test_the_chat_template_is_copied_to_both_places(where, tmp_path):
+    source, target = tmp_path / "source", tmp_path / "target"
+    source.mkdir(), target.mkdir()
+    settings = {"bos_token": "<bos>"}
+    if where == "chat_template.jinja":
+        (source / where).write_text("{{ 'ที่' }}")
+    elif where == "tokenizer_config.json":
+        settings["chat_template"] = "{{ 'ที่' }}"
+    (source / "tokenizer_config.json").write_text(json.dumps(settings))
+    copy_companions(source, target)
+    found = json.loads((target / "tokenizer_config.json").read_text())
+    if where == "nowhere":
+        assert found == settings and not (target / "chat_template.jinja").exists()
+    else:
+        assert found == {"bos_token": "<bos>", "chat_template": "{{ 'ที่' }}"}
+        assert (target / "chat_template.jinja").read_text() == "{{ 'ที่' }}"
+
+
+def test_an_adapters_own_template_comes_first(tmp_path):
+    for name, place in (("base", "chat_template.jinja"), ("adapter", "tokenizer_config.json")):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "tokenizer_config.json").write_text("{}")
+        text = name if place.endswith("jinja") else json.dumps({"chat_template": name})
+        (tmp_path / name / place).write_text(text)
+    (tmp_path / "target").mkdir()
+    for name in ("base", "adapter"):
+        copy_companions(tmp_path / name, tmp_path / "target")
+    assert (tmp_path / "target" / "chat_template.jinja").read_text() == "adapter"
 
 
 def test_float16_is_refused(saved):

@@ -13,7 +13,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from singalaut.artifact import remove_folder
+from singalaut.artifact import remove_folder, write_atomic, write_json
 from singalaut.checkpoint.adapters import base_name, is_adapter
 from singalaut.checkpoint.kquants import KQUANTS, open_llama_cpp, quantize
 from singalaut.checkpoint.sources import Source, mmproj_path, open_source
@@ -23,8 +23,11 @@ from singalaut.model.gguf_stream import FLOATS
 from singalaut.model.gguf_write import FORMATS, refuse_custom_shapes, write_gguf
 from singalaut.model.hf import DTYPES, copy_companions, parameter_shapes, save_weights
 from singalaut.progress import Bar, progress
+from singalaut.text.pieces import Pieces
+from singalaut.text.sentencepiece import sentencepiece_model
 from singalaut.text.template import GEMMA_TEMPLATE
 from singalaut.text.tokenizer import Tokenizer
+from singalaut.text.vocabulary import IMAGE_TOKENS
 
 log = logging.getLogger("singalaut")
 
@@ -83,8 +86,18 @@ def write_directory(
         for files in opened.folders:
             copy_companions(files, folder)
         if not opened.folders:
-            tokenizer = Tokenizer.from_vocabulary(*opened.pieces())
-            tokenizer.save(folder, template=opened.template or GEMMA_TEMPLATE)
+            _write_tokenizer(folder, opened.pieces(), opened.template)
+
+
+def _write_tokenizer(folder: Path, pieces: Pieces, template: str | None) -> None:
+    """All files of a tokenizer. Published models add the image token to the SentencePiece model."""
+    tokenizer = Tokenizer.from_vocabulary(*pieces)
+    tokenizer.save(folder, template=template or GEMMA_TEMPLATE)
+    image, last = IMAGE_TOKENS["image_token"], len(pieces.tokens) - 1
+    if pieces.tokens[last] == image:
+        write_json(folder / "added_tokens.json", {image: last})
+        pieces = Pieces(pieces.tokens[:last], pieces.scores[:last], pieces.types[:last])
+    write_atomic(folder / "tokenizer.model", sentencepiece_model(*pieces))
 
 
 def _check_request(
