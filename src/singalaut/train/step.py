@@ -35,9 +35,9 @@ def train_step(
     learned = sum(int(micro.mask.sum()) for micro in micros)
     total = 0.0
     for micro in micros:
-        plan = Packed(micro.lengths)
+        plan = Packed(micro.lengths, device=device)
         tokens, mask = micro.tokens.to(device), micro.mask.to(device)
-        hidden = model(tokens, plan.positions().to(device), plan)
+        hidden = model(tokens, plan.positions(), plan)
         loss = sft_loss(hidden, model.embedding.weight, tokens, mask, learned)
         loss.backward()
         total += loss.item()
