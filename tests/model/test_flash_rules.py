@@ -168,16 +168,15 @@ def test_a_compiled_network_on_the_kernel(flash):
     plain = initialise(Gemma3(reduced_seeing("4b")), seed=0)
     model = compile_layers(checkpoint_layers(copy.deepcopy(plain), "attention"), "aot_eager")
     image = [VISION.start_id, *[VISION.image_id] * VISION.image_tokens, VISION.end_id]
-    for lengths in ((25, 39, 16), (30, 18)):
-        generator = torch.Generator().manual_seed(sum(lengths))
-        tokens = torch.randint(0, 290, (1, sum(lengths)), generator=generator)
-        tokens[0, 30 : 30 + len(image)] = torch.tensor(image)
-        images = torch.randn(1, 4, plain.config.hidden_size, generator=generator)
-        plan = Packed(lengths, plain.image_groups(tokens)[0])
-        grads = []
-        for network in (plain, model):
-            network.zero_grad()
-            network(tokens, plan.positions(), plan, images).square().mean().backward()
-            found = [p.grad.flatten() for p in network.parameters() if p.grad is not None]
-            grads.append(torch.cat(found))
-        assert (grads[0] - grads[1]).norm() <= 1e-6 * grads[0].norm()
+    lengths = (25, 39, 16)
+    generator = torch.Generator().manual_seed(1)
+    tokens = torch.randint(0, 290, (1, sum(lengths)), generator=generator)
+    tokens[0, 30 : 30 + len(image)] = torch.tensor(image)
+    images = torch.randn(1, 4, plain.config.hidden_size, generator=generator)
+    plan = Packed(lengths, plain.image_groups(tokens)[0])
+    grads = []
+    for network in (plain, model):
+        network(tokens, plan.positions(), plan, images).square().mean().backward()
+        found = [p.grad.flatten() for p in network.parameters() if p.grad is not None]
+        grads.append(torch.cat(found))
+    assert (grads[0] - grads[1]).norm() <= 1e-6 * grads[0].norm()
