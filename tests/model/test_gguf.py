@@ -108,6 +108,18 @@ def test_another_architecture_is_refused(tmp_path):
         config_from_gguf(GgufFile(tmp_path / "m.gguf"))
 
 
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [("attention.sliding_window", 0), ("embedding_length", "64"), ("rope.freq_base", -1.0)],
+)
+def test_metadata_that_no_model_can_have(key, value, tmp_path):
+    write_model(tmp_path / "m.gguf")
+    file = GgufFile(tmp_path / "m.gguf")
+    file.metadata[f"gemma3.{key}"] = value
+    with pytest.raises(CheckpointError, match=f"`gemma3.{key}` is {value}, a number above 0"):
+        config_from_gguf(file)
+
+
 def test_missing_and_misshapen_tensors_are_named(tmp_path):
     write_model(tmp_path / "m.gguf")
     file = GgufFile(tmp_path / "m.gguf")

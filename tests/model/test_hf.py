@@ -87,6 +87,12 @@ def test_shards_hold_the_same_model(saved, tmp_path, monkeypatch):
         load_model(tmp_path / "sharded")
 
 
+def test_a_factor_without_linear_scaling_is_none():
+    raw = config_to_hf(reduced("1b"), torch.bfloat16)
+    raw["rope_parameters"]["full_attention"] |= {"factor": 8.0}
+    assert config_from_hf(raw, "x").rope_factor == 1.0
+
+
 def test_both_config_dialects_mean_the_same():
     for size in ("1b", "27b"):
         config = reduced(size)
@@ -172,6 +178,23 @@ def test_a_missing_and_a_misshapen_tensor_are_named(saved):
         ({"final_logit_softcapping": 30.0}, "final_logit_softcapping"),
         ({"hidden_size": None}, "hidden_size"),
         ({"layer_types": ["full_attention", "full_attention", "sliding_attention"]}, "layer_types"),
+        ({"sliding_window": 0}, "`sliding_window` is 0, a whole number above 0"),
+        ({"sliding_window": "8"}, "`sliding_window` is '8'"),
+        ({"hidden_size": 2.5}, "`hidden_size` is 2.5, a whole number"),
+        ({"layer_types": [], "sliding_window_pattern": 0}, "`sliding_window_pattern` is 0"),
+        ({"sliding_window_pattern": 3}, "`sliding_window_pattern` is 3, but `layer_types` has"),
+        ({"rms_norm_eps": "x"}, "`rms_norm_eps` is 'x', a number above 0"),
+        ({"query_pre_attn_scalar": 0}, "`query_pre_attn_scalar` is 0"),
+        ({"num_key_value_heads": 3}, "`num_key_value_heads` 3 does not divide"),
+        ({"rope_theta": 5e5}, "`rope_theta` is 500000.0, but `rope_parameters` says 1000000.0"),
+        ({"rope_scaling": {"rope_type": "linear", "factor": 4.0}}, "`rope_scaling.factor` is 4.0"),
+        ({"rope_scaling": {"type": "yarn", "factor": 8.0}}, "RoPE of `rope_scaling` is .*yarn"),
+        ({"rope_parameters": {"rope_type": "linear"}}, "`rope_parameters` has no `full_att"),
+        ({"rope_parameters": [1]}, "`rope_parameters` has no|wrong kind of value"),
+        ({"rope_parameters": {"full_attention": 3}}, "wrong kind of value"),
+        ({"eos_token_id": []}, "`eos_token_id` is empty"),
+        ({"eos_token_id": [1, 10**6]}, "the token id 1000000 is not one of 300"),
+        ({"bos_token_id": "2"}, "the token id '2' is not one of 300"),
     ],
 )
 def test_configurations_that_cannot_be_run(change, message, saved):

@@ -220,6 +220,12 @@ def config_from_gguf(file: GgufFile) -> Gemma3Config:
         value = file.metadata.get(f"gemma3.{key}", default)
         if value is None:
             raise CheckpointError(f"metadata `gemma3.{key}` is missing", where=file.path.name)
+        if not isinstance(value, int | float) or not value > 0:
+            raise CheckpointError(
+                f"metadata `gemma3.{key}` is {value}, a number above 0 is needed",
+                where=file.path.name,
+                hint="the file was made wrongly or is damaged; use another one",
+            )
         return value
 
     if "output.weight" in file.tensors:
