@@ -4,6 +4,9 @@ Random weights in the real shapes: right for speed, memory and agreement between
 implementations, no statement about quality.
 
     python benchmarks/gpu_family.py [--long 4b:131072 27b:32768] [--parity 1b 4b] [--disk 27b]
+                                    [--vision 4b] [--train 1b:8192]
+
+`--tiny` runs the vision and training parts in toy shapes on any machine, to try the script.
 """
 
 from __future__ import annotations
@@ -17,18 +20,28 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import torch
 
+from singalaut.model.attention import Packed
 from singalaut.model.cache import Cache
-from singalaut.model.config import SIZES, Gemma3Config
+from singalaut.model.config import SIZES, Gemma3Config, VisionConfig
 from singalaut.model.gemma3 import Gemma3
 from singalaut.model.hf import config_to_hf, hf_name, save_model
+from singalaut.model.lora import add_adapter
+from singalaut.model.training import checkpoint_layers, compile_layers
+from singalaut.model.vision import Vision
+from singalaut.train.config import ALL_PROJECTIONS
 
 ROOT = Path(__file__).parents[1]
 NEW_TOKENS = 64
 BF16 = torch.bfloat16
+DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
+TINY = Gemma3Config(
+    32, 64, 6, 4, 2, 16, 16.0, 8, 512, 512, 8.0, vision=VisionConfig(24, 32, 2, 2, 28, 7, 4)
+)
 
 
 def main() -> None:
@@ -36,39 +49,60 @@ def main() -> None:
     parser.add_argument("--long", nargs="*", default=["4b:131072"])
     parser.add_argument("--parity", nargs="*", default=["1b", "4b"])
     parser.add_argument("--disk", nargs="*", default=[])
+    parser.add_argument("--vision", nargs="*", default=["4b"])
+    parser.add_argument("--train", nargs="*", default=[])
+    parser.add_argument("--tiny", action="store_true")
     options = parser.parse_args()
+    if options.tiny:
+        for what, figure in [*vision(TINY, None), *training(TINY, 256)]:
+            print(f"{what}: {figure}")
+        return
     peak = matmul_peak()
     rows = [("bf16 matrix product, 8192³", f"{peak:.0f} TFLOP/s")]
     rows += [parity(size) for size in options.parity]
     for each in options.long:
         size, _, length = each.partition(":")
         rows += long_context(size, int(length), peak)
+    for size in options.vision:
+        rows += vision(replace(SIZES[size], vision=VisionConfig()), peak)
+    for each in options.train:
+        size, _, length = each.partition(":")
+        rows += training(SIZES[size], int(length))
     rows += [loading(size) for size in options.disk]
     write_table(rows)
 
 
 def build(config: Gemma3Config) -> Gemma3:
     """A network on the device with random weights."""
-    torch.manual_seed(0)
     torch.set_default_dtype(BF16)
-    with torch.device("cuda"):
+    with torch.device(DEVICE):
         model = Gemma3(config)
     torch.set_default_dtype(torch.float32)
-    with torch.no_grad():
-        for name, weight in model.named_parameters():
-            weight.normal_(0, 0.1 if name.endswith("norm.weight") else weight.shape[-1] ** -0.5)
-    return model.eval().requires_grad_(False)
+    return randomise(model).eval().requires_grad_(False)
+
+
+@torch.no_grad()
+def randomise(model: torch.nn.Module) -> torch.nn.Module:
+    torch.manual_seed(0)
+    for name, weight in model.named_parameters():
+        weight.normal_(0, 0.1 if name.endswith("norm.weight") else weight.shape[-1] ** -0.5)
+    return model
 
 
 def seconds(run: Callable[[], object], repeats: int) -> list[float]:
     found = []
     for _ in range(repeats):
-        torch.cuda.synchronize()
+        wait()
         begin = time.perf_counter()
         run()
-        torch.cuda.synchronize()
+        wait()
         found.append(time.perf_counter() - begin)
     return found
+
+
+def wait() -> None:
+    if DEVICE == "cuda":
+        torch.cuda.synchronize()
 
 
 def matmul_peak() -> float:
@@ -189,6 +223,121 @@ def flops(config: Gemma3Config, length: int) -> float:
         for i in range(config.num_layers)
     )
     return linear + 4 * config.num_heads * config.head_dim * pairs
+
+
+def vision(config: Gemma3Config, peak: float | None) -> list[tuple[str, str]]:
+    """Images to embeddings: time, and agreement with the library's tower and projector.
+
+    The cosine is between embeddings of one image token, the smallest of all.
+    """
+    assert config.vision is not None
+    torch.set_default_dtype(BF16)
+    with torch.device(DEVICE):
+        ours = Vision(config.vision, config.hidden_size)
+    torch.set_default_dtype(torch.float32)
+    randomise(ours).eval()
+    side, name = config.vision.image_size, config.size_name
+    pixels = torch.rand(8, 3, side, side, device=DEVICE) * 2 - 1
+    work = vision_flops(config.vision)
+    rows = []
+    with torch.inference_mode():
+        for batch in (1, 8):
+            seconds(lambda b=batch: ours(pixels[:b]), 2)
+            taken = [t / batch for t in seconds(lambda b=batch: ours(pixels[:b]), 5)]
+            rate = work / statistics.median(taken) / 1e12
+            share = (
+                "" if peak is None else f", {rate:.0f} TFLOP/s, {100 * rate / peak:.1f} % of peak"
+            )
+            low, middle, high = (1e3 * f(taken) for f in (min, statistics.median, max))
+            rows.append(
+                (
+                    f"{name}, vision part, {batch} image{'s' if batch > 1 else ''} of {side}²",
+                    f"{middle:.1f} ms an image ({low:.1f}–{high:.1f}), {rate:.3g} TFLOP/s{share}",
+                )
+            )
+        theirs = library_vision(ours, config)
+        found, wanted = ours(pixels[:2]), theirs(pixels[:2].to(BF16))
+        exact = ours.float()(pixels[:2])
+
+    def agreement(one: torch.Tensor, other: torch.Tensor) -> float:
+        return torch.nn.functional.cosine_similarity(one.float(), other.float(), -1).min().item()
+
+    rows.append(
+        (
+            f"{name}, vision part, smallest cosine of an embedding, bf16",
+            f"ours to the library's {agreement(found, wanted):.6f}; to float32: ours "
+            f"{agreement(found, exact):.6f}, the library's {agreement(wanted, exact):.6f}",
+        )
+    )
+    return rows
+
+
+def library_vision(ours: Vision, config: Gemma3Config) -> Callable[[torch.Tensor], torch.Tensor]:
+    """`transformers`' tower and projector around copies of our weights."""
+    from transformers import Gemma3Config as TheirConfig
+    from transformers import Gemma3Model
+
+    small = replace(config, num_layers=1, vocab_size=512, intermediate_size=64)
+    torch.set_default_dtype(BF16)
+    with torch.device(DEVICE):
+        theirs = Gemma3Model(TheirConfig.from_dict(config_to_hf(small, BF16)))
+    torch.set_default_dtype(torch.float32)
+    state = {
+        hf_name(f"vision.{name}").replace("vision_tower.vision_model.", "vision_tower."): weight
+        for name, weight in ours.named_parameters()
+    }
+    missing, unexpected = theirs.load_state_dict(state, strict=False)
+    assert not unexpected and not any("vision" in name or "projector" in name for name in missing)
+    theirs.eval()
+
+    def embed(pixels: torch.Tensor) -> torch.Tensor:
+        found = theirs.get_image_features(pixels)
+        return found if isinstance(found, torch.Tensor) else found.pooler_output
+
+    return embed
+
+
+def vision_flops(config: VisionConfig) -> float:
+    """Floating-point operations of one image: matrix products of the tower, and attention."""
+    width, patches = config.hidden_size, config.num_patches
+    layer = 4 * width * width + 2 * width * config.intermediate_size
+    linear = 2 * patches * (config.num_layers * layer + 3 * config.patch_size**2 * width)
+    return linear + config.num_layers * 4 * patches**2 * width
+
+
+def training(config: Gemma3Config, length: int) -> list[tuple[str, str]]:
+    """Forward and backward of adapters over a row of four documents, by what layers keep."""
+    rows = []
+    for keep in ("all", "products", "attention", "inputs"):
+        for compiled in (False, True):
+            model = add_adapter(build(config), 16, 32.0, ALL_PROJECTIONS, seed=0).train()
+            if keep != "all":
+                checkpoint_layers(model, keep)
+            if compiled:
+                torch._dynamo.reset()
+                compile_layers(model, "inductor" if DEVICE == "cuda" else "eager")
+            plan = Packed((length // 4,) * 4, device=DEVICE)
+            tokens = torch.randint(5, config.vocab_size - 64, (1, length // 4 * 4), device=DEVICE)
+
+            def step(model=model, tokens=tokens, plan=plan) -> None:
+                model(tokens, plan.positions(), plan).float().square().mean().backward()
+
+            seconds(step, 2)
+            if DEVICE == "cuda":
+                torch.cuda.reset_peak_memory_stats()
+            taken = min(seconds(step, 3))
+            peak = torch.cuda.max_memory_allocated() / 2**30 if DEVICE == "cuda" else 0.0
+            how = f"keeps {keep}{', compiled' if compiled else ''}"
+            rows.append(
+                (
+                    f"{config.size_name}, LoRA, forward and backward of {length:,} tokens, {how}",
+                    f"{length / taken:,.0f} tokens/s, peak {peak:.1f} GiB",
+                )
+            )
+            del model, step
+            if DEVICE == "cuda":
+                torch.cuda.empty_cache()
+    return rows
 
 
 LOAD = """
