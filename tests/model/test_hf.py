@@ -87,6 +87,19 @@ def test_shards_hold_the_same_model(saved, tmp_path, monkeypatch):
         load_model(tmp_path / "sharded")
 
 
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32])
+def test_every_float_is_read(dtype, saved, tmp_path):
+    model, folder = saved
+    state = {hf_name(n): p.detach().to(dtype) for n, p in model.named_parameters()}
+    specs = [TensorSpec(name, tuple(t.shape), dtype) for name, t in state.items()]
+    write_tensors(folder / "model.safetensors", specs, state.values())
+    again = load_model(folder)
+    for name, parameter in again.named_parameters():
+        assert torch.equal(parameter, state[hf_name(name)].float()), name
+    # a descendant of half precision is bfloat16: the network cannot run in the other
+    assert stored_dtype(folder) == (torch.float32 if dtype == torch.float32 else torch.bfloat16)
+
+
 def test_a_factor_without_linear_scaling_is_none():
     raw = config_to_hf(reduced("1b"), torch.bfloat16)
     raw["rope_parameters"]["full_attention"] |= {"factor": 8.0}

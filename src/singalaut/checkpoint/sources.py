@@ -28,6 +28,7 @@ from singalaut.text.template import read_template
 from singalaut.text.vocabulary import IMAGE_TOKENS
 
 log = logging.getLogger("singalaut")
+SEEING = ("4b", "12b", "27b")
 ROWS = 64  # a multiple of which the published models that see have as embedding rows
 VISION, EMBEDDING = "vision.", "embedding.weight"
 
@@ -145,6 +146,8 @@ def _gguf(file: GgufFile, mmproj: GgufFile | None) -> Source:
     config, pieces = config_from_gguf(file), gguf_pieces(file)
     check_shapes(file, config)
     rows = config.vocab_size
+    if mmproj is None and config.size_name in SEEING:
+        log.info("the file holds the text model only; its vision part can be given as `--mmproj`")
     if mmproj is not None:
         vision = read_vision_config(mmproj)
         check_vision(mmproj, vision, config.hidden_size)

@@ -30,7 +30,8 @@ def convert(
 ) -> None:
     """Write a model as a Hugging Face directory or a GGUF file; prints what was written.
 
-    The vision part of a model goes to `mmproj-OUTPUT`, a GGUF file of its own, as llama.cpp has it.
+    The vision part of a model goes to `mmproj-OUTPUT`, a GGUF file of its own, as llama.cpp has it;
+    an OUTPUT named `mmproj….gguf` is that part alone.
     """
     from singalaut.checkpoint.convert import convert as convert_model
 
