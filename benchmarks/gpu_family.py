@@ -4,9 +4,9 @@ Random weights in the real shapes: right for speed, memory and agreement between
 implementations, no statement about quality.
 
     python benchmarks/gpu_family.py [--long 4b:131072 27b:32768] [--parity 1b 4b] [--disk 27b]
-                                    [--vision 4b] [--train 1b:8192]
+                                    [--vision 4b]
 
-`--tiny` runs the vision and training parts in toy shapes on any machine, to try the script.
+`--tiny` runs most parts in toy shapes on any machine, to try the script.
 """
 
 from __future__ import annotations
@@ -23,22 +23,18 @@ from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import torch
+from device import BF16, DEVICE, allocated, build, randomise, seconds
 
-from singalaut.model.attention import Packed
-from singalaut.model.cache import Cache
 from singalaut.model.config import SIZES, Gemma3Config, VisionConfig
 from singalaut.model.gemma3 import Gemma3
 from singalaut.model.hf import config_to_hf, hf_name, save_model
-from singalaut.model.lora import add_adapter
-from singalaut.model.training import checkpoint_layers, compile_layers
+from singalaut.model.paged import PAGE_TOKENS, Kind, PagedCache, PagedPlan, Span
 from singalaut.model.vision import Vision
-from singalaut.train.config import ALL_PROJECTIONS
 
 ROOT = Path(__file__).parents[1]
 NEW_TOKENS = 64
-BF16 = torch.bfloat16
-DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 TINY = Gemma3Config(
     32, 64, 6, 4, 2, 16, 16.0, 8, 512, 512, 8.0, vision=VisionConfig(24, 32, 2, 2, 28, 7, 4)
 )
@@ -50,11 +46,10 @@ def main() -> None:
     parser.add_argument("--parity", nargs="*", default=["1b", "4b"])
     parser.add_argument("--disk", nargs="*", default=[])
     parser.add_argument("--vision", nargs="*", default=["4b"])
-    parser.add_argument("--train", nargs="*", default=[])
     parser.add_argument("--tiny", action="store_true")
     options = parser.parse_args()
     if options.tiny:
-        for what, figure in [*vision(TINY, None), *training(TINY, 256)]:
+        for what, figure in [*long_context(TINY, 200, 1.0), *vision(TINY, None)]:
             print(f"{what}: {figure}")
         return
     peak = matmul_peak()
@@ -62,47 +57,11 @@ def main() -> None:
     rows += [parity(size) for size in options.parity]
     for each in options.long:
         size, _, length = each.partition(":")
-        rows += long_context(size, int(length), peak)
+        rows += long_context(SIZES[size], int(length), peak)
     for size in options.vision:
         rows += vision(replace(SIZES[size], vision=VisionConfig()), peak)
-    for each in options.train:
-        size, _, length = each.partition(":")
-        rows += training(SIZES[size], int(length))
     rows += [loading(size) for size in options.disk]
     write_table(rows)
-
-
-def build(config: Gemma3Config) -> Gemma3:
-    """A network on the device with random weights."""
-    torch.set_default_dtype(BF16)
-    with torch.device(DEVICE):
-        model = Gemma3(config)
-    torch.set_default_dtype(torch.float32)
-    return randomise(model).eval().requires_grad_(False)
-
-
-@torch.no_grad()
-def randomise(model: torch.nn.Module) -> torch.nn.Module:
-    torch.manual_seed(0)
-    for name, weight in model.named_parameters():
-        weight.normal_(0, 0.1 if name.endswith("norm.weight") else weight.shape[-1] ** -0.5)
-    return model
-
-
-def seconds(run: Callable[[], object], repeats: int) -> list[float]:
-    found = []
-    for _ in range(repeats):
-        wait()
-        begin = time.perf_counter()
-        run()
-        wait()
-        found.append(time.perf_counter() - begin)
-    return found
-
-
-def wait() -> None:
-    if DEVICE == "cuda":
-        torch.cuda.synchronize()
 
 
 def matmul_peak() -> float:
@@ -154,19 +113,18 @@ def library_model(ours: Gemma3, attention: str) -> torch.nn.Module:
     return theirs.eval()
 
 
-def long_context(size: str, length: int, peak: float) -> list[tuple[str, str]]:
+def long_context(config: Gemma3Config, length: int, peak: float) -> list[tuple[str, str]]:
     """Prefill and decode at one length, eager, then with the elementwise parts compiled."""
     from singalaut.model import gemma3
 
-    config = SIZES[size]
+    name = config.size_name
     model = build(config)
-    weights = torch.cuda.memory_allocated()
-    torch.cuda.reset_peak_memory_stats()
-    tokens = torch.randint(5, 262_000, (1, length), device="cuda")
+    weights = allocated()
+    tokens = torch.randint(5, config.vocab_size - 64, (1, length), device=DEVICE)
     work = flops(config, length)
     rows = []
     with torch.inference_mode():
-        for compiled in (False, True):
+        for compiled in (False, True) if DEVICE == "cuda" else (False,):
             if compiled:
                 gemma3.Mlp.forward = torch.compile(gemma3.Mlp.forward, dynamic=True)
                 gemma3.RmsNorm.forward = torch.compile(gemma3.RmsNorm.forward, dynamic=True)
@@ -174,44 +132,62 @@ def long_context(size: str, length: int, peak: float) -> list[tuple[str, str]]:
             model(tokens[:, :4096])
             taken = []
             for _ in range(2):
-                cache = Cache(config, 1, BF16, "cuda")
-                cache.reserve(length + NEW_TOKENS)
-                taken += seconds(lambda c=cache: model(tokens, plan=c.prefill()), 1)
+                cache, tables = one_sequence(config, length + NEW_TOKENS)
+                plan = PagedPlan(cache, [Span(tables, 0, length)])
+                taken += seconds(lambda p=plan: model(tokens, p.positions, p), 1)
             rate = work / min(taken) / 1e12
             what = "compiled elementwise parts" if compiled else "eager"
             rows.append(
                 (
-                    f"{size}, prefill of {length:,} tokens, {what}",
+                    f"{name}, prefill of {length:,} tokens, {what}",
                     f"{min(taken):.2f} s, {rate:.0f} TFLOP/s, {100 * rate / peak:.1f} % of peak",
                 )
             )
             if not compiled:
-                rows.append(decode(model, cache, length, weights))
-    del model, cache
-    torch.cuda.empty_cache()
+                rows.append(decode(model, cache, tables, length, weights))
+    del model, cache, plan
+    if DEVICE == "cuda":
+        torch.cuda.empty_cache()
     return rows
 
 
-def decode(model: Gemma3, cache: Cache, length: int, weights: int) -> tuple[str, str]:
+def one_sequence(config: Gemma3Config, tokens: int) -> tuple[PagedCache, dict[Kind, np.ndarray]]:
+    """Pages of one sequence: all of global layers, the last ones of window layers.
+
+    What a window layer's keys would fill before that goes to page 0, which nobody reads.
+    """
+    total = -(-tokens // PAGE_TOKENS)
+    kept = min(total, (config.window + NEW_TOKENS) // PAGE_TOKENS + 2)
+    cache = PagedCache(config, {"global": total + 1, "window": kept + 1}, BF16, DEVICE)
+    tables: dict[Kind, np.ndarray] = {
+        "global": np.arange(1, total + 1, dtype=np.int32),
+        "window": np.arange(1 - (total - kept), kept + 1, dtype=np.int32).clip(0),
+    }
+    return cache, tables
+
+
+def decode(
+    model: Gemma3, cache: PagedCache, tables: dict[Kind, np.ndarray], length: int, weights: int
+) -> tuple[str, str]:
     """New tokens after the prefill, and memory against the hybrid formula."""
     config = model.config
-    token = torch.tensor([7], device="cuda")
+    token = torch.tensor([[7]], device=DEVICE)
 
     def run() -> None:
-        for _ in range(NEW_TOKENS):
-            plan = cache.decode()
-            model.logits(model(token[:, None], plan.positions[:, None], plan)[:, -1])
+        for place in range(length, length + NEW_TOKENS):
+            plan = PagedPlan(cache, [Span(tables, place, 1)])
+            model.logits(model(token, plan.positions, plan)[:, -1])
 
     taken = seconds(run, 1)[0] / NEW_TOKENS
     layers = [config.is_global(i) for i in range(config.num_layers)]
     kept = sum(layers) * (length + NEW_TOKENS) + (len(layers) - sum(layers)) * config.window
     formula = 4 * config.num_kv_heads * config.head_dim * kept
     over = 100 * (cache.memory_bytes() / formula - 1)
+    peak = torch.cuda.max_memory_allocated() if DEVICE == "cuda" else 0
     return (
         f"{config.size_name}, {NEW_TOKENS} tokens after that",
         f"{1e3 * taken:.1f} ms a token; cache {cache.memory_bytes() / 2**20:.0f} MiB, formula "
-        f"{over:+.2f} %; weights {weights / 2**30:.1f} GiB, peak "
-        f"{torch.cuda.max_memory_allocated() / 2**30:.1f} GiB",
+        f"{over:+.2f} %; weights {weights / 2**30:.1f} GiB, peak {peak / 2**30:.1f} GiB",
     )
 
 
@@ -303,41 +279,6 @@ def vision_flops(config: VisionConfig) -> float:
     layer = 4 * width * width + 2 * width * config.intermediate_size
     linear = 2 * patches * (config.num_layers * layer + 3 * config.patch_size**2 * width)
     return linear + config.num_layers * 4 * patches**2 * width
-
-
-def training(config: Gemma3Config, length: int) -> list[tuple[str, str]]:
-    """Forward and backward of adapters over a row of four documents, by what layers keep."""
-    rows = []
-    for keep in ("all", "products", "attention", "inputs"):
-        for compiled in (False, True):
-            model = add_adapter(build(config), 16, 32.0, ALL_PROJECTIONS, seed=0).train()
-            if keep != "all":
-                checkpoint_layers(model, keep)
-            if compiled:
-                torch._dynamo.reset()
-                compile_layers(model, "inductor" if DEVICE == "cuda" else "eager")
-            plan = Packed((length // 4,) * 4, device=DEVICE)
-            tokens = torch.randint(5, config.vocab_size - 64, (1, length // 4 * 4), device=DEVICE)
-
-            def step(model=model, tokens=tokens, plan=plan) -> None:
-                model(tokens, plan.positions(), plan).float().square().mean().backward()
-
-            seconds(step, 2)
-            if DEVICE == "cuda":
-                torch.cuda.reset_peak_memory_stats()
-            taken = min(seconds(step, 3))
-            peak = torch.cuda.max_memory_allocated() / 2**30 if DEVICE == "cuda" else 0.0
-            how = f"keeps {keep}{', compiled' if compiled else ''}"
-            rows.append(
-                (
-                    f"{config.size_name}, LoRA, forward and backward of {length:,} tokens, {how}",
-                    f"{length / taken:,.0f} tokens/s, peak {peak:.1f} GiB",
-                )
-            )
-            del model, step
-            if DEVICE == "cuda":
-                torch.cuda.empty_cache()
-    return rows
 
 
 LOAD = """

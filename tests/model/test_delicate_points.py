@@ -11,6 +11,7 @@ import re
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from reduced_shapes import VISION, WINDOW, reduced
@@ -19,11 +20,11 @@ from singalaut.contracts import Request, SamplingParams
 from singalaut.errors import CheckpointError
 from singalaut.loss.logprobs import CHUNK_ROWS, negative_log_likelihood
 from singalaut.model.attention import Dense, Packed, causal_attention, image_groups
-from singalaut.model.cache import Cache
 from singalaut.model.config import SIZES, Gemma3Config
 from singalaut.model.gemma3 import Gemma3, initialise, rotate, rotation
 from singalaut.model.hf import load_model, save_model
 from singalaut.model.norm import RmsNorm
+from singalaut.model.paged import KINDS, PAGE_TOKENS, PagedCache, PagedPlan, Span
 
 TESTS = Path(__file__).parents[1]
 POINTS = {
@@ -53,12 +54,12 @@ POINTS = {
     "sliding window": [
         "model/test_delicate_points.py::test_the_mask_of_whole_rows",
         "model/test_delicate_points.py::test_the_mask_of_packed_documents",
-        "model/test_delicate_points.py::test_the_mask_of_a_prefill_and_of_decoding",
+        "model/test_delicate_points.py::test_the_mask_of_reading_and_decoding_in_pages",
         "model/test_gemma3.py::test_logits_match_transformers",
     ],
     "KV retention": [
-        "model/test_delicate_points.py::test_the_mask_of_a_prefill_and_of_decoding",
-        "model/test_cache.py::test_each_row_decodes_as_if_alone",
+        "model/test_delicate_points.py::test_the_mask_of_reading_and_decoding_in_pages",
+        "model/test_paged.py::test_any_mix_of_chunks_equals_whole_passes",
     ],
     "image attention": [
         "model/test_vision.py::test_the_comparison_notices_a_wrong_mask",
@@ -287,27 +288,26 @@ def test_the_mask_of_packed_documents(total, window, with_images):
     assert not torch.equal(found, by_sentence(groups.tolist(), [0] * len(documents), window))
 
 
+@pytest.mark.parametrize("chunk", [WINDOW // 2, 5 * WINDOW])
 @pytest.mark.parametrize("total", [*LENGTHS, 3 * WINDOW])
-def test_the_mask_of_a_prefill_and_of_decoding(total):
-    """Window layers keep the last keys in a ring: what a new token sees must not turn with it."""
-    more = WINDOW + 3
-    config = Gemma3Config(8, 8, 2, 1, 1, total + more, 1.0, WINDOW, 512, 10, global_every=2)
-    cache = Cache(config, 1, torch.float32, "cpu")
-    width = total + more
-    plan = cache.prefill()
-    groups, documents = [-1] * width, [0] * width
-    for layer, window in ((0, WINDOW), (1, None)):
-        queries = torch.zeros(1, 1, total, width)
-        values = torch.eye(width)[None, None, :total]
-        found = plan.attend(layer, queries, queries, values, 1.0, window)[0, 0] > 0
-        assert torch.equal(found, by_sentence(groups, documents, window)[:total])
-    for place in range(total, width):
-        plan = cache.decode()
+def test_the_mask_of_reading_and_decoding_in_pages(total, chunk):
+    """Pages left of the window are gone when a later token is computed: filled with a mark here."""
+    width = total + WINDOW + 3
+    config = Gemma3Config(8, 8, 2, 1, 1, width, 1.0, WINDOW, 512, 10, global_every=2)
+    cache = PagedCache(config, dict.fromkeys(KINDS, width), torch.float32, "cpu")
+    tables = {kind: np.arange(1, width, dtype=np.int32) for kind in KINDS}
+    ends = [*range(chunk, total, chunk), total, *range(total + 1, width + 1)]
+    for start, end in zip([0, *ends], ends, strict=False):
+        gone = range(1, max(0, start - WINDOW + 1) // PAGE_TOKENS + 1)
+        cache.stores["window"][:, :, :, list(gone)] = 100.0
+        plan = PagedPlan(cache, [Span(tables, start, end - start)])
         for layer, window in ((0, WINDOW), (1, None)):
-            queries = torch.zeros(1, 1, 1, width)
-            values = torch.eye(width)[None, None, place : place + 1]
-            found = plan.attend(layer, queries, queries, values, 1.0, window)[0, 0, 0] > 0
-            assert torch.equal(found, by_sentence(groups, documents, window)[place]), place
+            queries = torch.zeros(1, 1, end - start, width)
+            values = torch.eye(width)[None, None, start:end]
+            found = plan.attend(layer, queries, queries, values, 1.0, window)[0, 0]
+            wanted = by_sentence([-1] * width, [0] * width, window)[start:end]
+            assert torch.equal(found > 0, wanted), (start, end)
+            torch.testing.assert_close(found, wanted / wanted.sum(-1, keepdim=True))
 
 
 def test_rows_beyond_the_vocabulary_are_never_sampled(tmp_path, seeing_config, seeing_tokenizer):
