@@ -8,6 +8,7 @@ concerns the vision part alone is in `hf_vision.py`, `config.json` in `hf_config
 
 from __future__ import annotations
 
+import json
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -15,7 +16,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from singalaut.artifact import write_json
+from singalaut.artifact import write_atomic, write_json
 from singalaut.errors import CheckpointError
 from singalaut.licences import GEMMA_NOTICE
 from singalaut.model.compressed import CompressedReader
@@ -232,10 +233,38 @@ def save_weights(
 
 
 def copy_companions(source: Path, target: Path) -> None:
-    """Copy what belongs to a model but is neither weights nor configuration: tokenizer, notices."""
+    """Copy what belongs to a model but is neither weights nor configuration: tokenizer, notices.
+
+    The chat template is then in both places where readers look for it, if the source has one.
+    """
     for pattern in COMPANIONS:
         for file in source.glob(pattern):
             shutil.copyfile(file, target / file.name)
+    template = _template_of(source)
+    if template is not None and (settings := target / "tokenizer_config.json").exists():
+        write_atomic(target / "chat_template.jinja", template.encode())
+        write_json(settings, {**json.loads(settings.read_bytes()), "chat_template": template})
+
+
+def _template_of(folder: Path) -> str | None:
+    """The template of a directory, from the file that newer readers take or from the older place.
+
+    Older files may hold several by name; these are copied as they are.
+    """
+    alone, settings = folder / "chat_template.jinja", folder / "tokenizer_config.json"
+    try:
+        if alone.exists():
+            return alone.read_text("utf-8")
+        found = json.loads(settings.read_bytes()).get("chat_template")
+    except FileNotFoundError:
+        return None
+    except (ValueError, AttributeError) as error:
+        raise CheckpointError(
+            f"the chat template cannot be read: {error}",
+            where=settings,
+            hint="fetch the tokenizer's files again",
+        ) from error
+    return found if isinstance(found, str) else None
 
 
 def stored_dtype(folder: Path) -> torch.dtype:
