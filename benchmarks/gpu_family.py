@@ -313,7 +313,7 @@ def loading(size: str) -> tuple[str, str]:
     )
 
 
-def write_table(rows: list[tuple[str, str]]) -> None:
+def write_table(rows: list[tuple[str, str]], part: str = "") -> None:
     """Replace the part of docs/performance.md that belongs to this device."""
     device = torch.cuda.get_device_name()
     head = f"{device}; torch {torch.__version__}; {time.strftime('%Y-%m-%d')}."
@@ -321,7 +321,7 @@ def write_table(rows: list[tuple[str, str]]) -> None:
     text = "\n".join([*lines, *(f"| {what} | {figure} |" for what, figure in rows)])
     print(text)
     file = ROOT / "docs" / "performance.md"
-    name = re.sub(r"\W+", "-", device.lower())
+    name = re.sub(r"\W+", "-", f"{part} {device}".strip().lower())
     begin, end = f"<!-- {name} -->", f"<!-- /{name} -->"
     pattern = re.compile(f"{begin}.*{end}", re.S)
     if pattern.search(file.read_text()):

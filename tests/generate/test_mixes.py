@@ -1,5 +1,7 @@
-"""Mixes of requests that come, share, are preempted and cancelled: greedy answers are those of plain
-forward passes. `SINGALAUT_MIXES=500` runs as many; a hundred run by default."""
+"""Mixes of requests that come, share, are preempted and cancelled, against plain forward passes.
+
+All greedy answers must be theirs. `SINGALAUT_MIXES=500` runs as many; a hundred run by default.
+"""
 
 from __future__ import annotations
 

@@ -115,7 +115,7 @@ def flash_attention(
     else:
         ends = torch.arange(rows + 1, dtype=torch.int32, device=queries.device)
         query_spans, key_spans = Spans(ends * new, new), Spans(ends * keys.shape[2], keys.shape[2])
-    return _kernel(queries, keys, values, scale, window, query_spans, key_spans)
+    return attend_spans(queries, keys, values, scale, window, query_spans, key_spans)
 
 
 def packed_flash_attention(
@@ -132,10 +132,10 @@ def packed_flash_attention(
     The queries of an image end where its keys do, so without a limit to the right they see all of
     their image and, of what is before it, as much as the window lets them.
     """
-    out = _kernel(queries, keys, values, scale, window, documents, documents)
+    out = attend_spans(queries, keys, values, scale, window, documents, documents)
     if images is None:
         return out
-    seeing = _kernel(
+    seeing = attend_spans(
         queries[:, :, images.queries],
         keys[:, :, images.keys],
         values[:, :, images.keys],
@@ -148,7 +148,7 @@ def packed_flash_attention(
     return out.index_copy(2, images.queries, seeing)
 
 
-def _kernel(
+def attend_spans(
     queries: Float[Tensor, "B H T D"],
     keys: Float[Tensor, "B K S D"],
     values: Float[Tensor, "B K S D"],
@@ -158,6 +158,7 @@ def _kernel(
     key_spans: Spans,
     causal: bool = True,
 ) -> Float[Tensor, "B H T D"]:
+    """Attention between spans of queries and of keys; queries are the last of their keys."""
     out: Any = varlen_attn(
         queries.transpose(1, 2).flatten(0, 1),
         keys.transpose(1, 2).flatten(0, 1),

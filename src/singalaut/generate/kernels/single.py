@@ -22,6 +22,7 @@ from singalaut.generate.kernels.attention import (
     span,
 )
 from singalaut.generate.kernels.elementwise import gelu, normed, normed_halves, rotated
+from singalaut.model.config import Gemma3Config
 from singalaut.model.paged import PAGE_TOKENS
 
 CAN_OVERLAP = hasattr(tl.extra, "cuda") and hasattr(tl.extra.cuda, "gdc_wait")
@@ -115,6 +116,13 @@ def attend_row(
         ROWS=GROUP_ROWS, D=width, BLOCK=PAGE_TOKENS, SPLITS=splits, OVERLAP=_overlaps(qkv),
         num_warps=4, num_stages=2, **_launch(qkv),
     )  # fmt: skip
+
+
+def most_programs(config: Gemma3Config) -> int:
+    """Programs of the largest `norm_matvec` of a network, each of which needs its own copy."""
+    heads = config.num_heads + 2 * config.num_kv_heads
+    qkv = programs_of_norm_matvec(heads * config.head_dim, gated=False)
+    return max(qkv, programs_of_norm_matvec(config.intermediate_size, gated=True))
 
 
 def programs_of_norm_matvec(count: int, *, gated: bool) -> int:
