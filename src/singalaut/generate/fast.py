@@ -219,7 +219,7 @@ class FastRunner:
         rows, state = len(slots), self.state
         config, weights = self.config, self.weights
         splits = {kind: self._splits(rows, kind) for kind in KINDS}
-        x, h = (self._empty(rows, config.hidden_size) for _ in range(2))
+        x, h = self._residual(rows), self._empty(rows, config.hidden_size)
         eps = config.norm_eps
         first = weights.layers[0].attention_norm
         embed(state.token, slots, weights.embedding, self._embedding_scale, first, eps, x, h)
@@ -248,8 +248,8 @@ class FastRunner:
         config, weights, state = self.config, self.weights, self.state
         eps, width = config.norm_eps, config.hidden_size
         layers = weights.layers
-        x, y, h = (self._empty(1, width) for _ in range(3))
-        other = self._empty(1, width)
+        x, other = self._residual(1), self._residual(1)
+        y, h = self._empty(1, width), self._empty(1, width)
         heads = config.num_heads + 2 * config.num_kv_heads
         qkv = self._empty(1, heads * config.head_dim)
         out = self._empty(1, config.num_heads * config.head_dim)
@@ -337,7 +337,7 @@ class FastRunner:
         positions = np.concatenate([np.arange(c.start, c.end) for c in chunks])
         slots = np.repeat([chunk.answer.slot for chunk in chunks], counts)
         sent = self._send(np.stack([tokens, positions, slots]), torch.int32)
-        x, h = (self._empty(len(tokens), config.hidden_size) for _ in range(2))
+        x, h = self._residual(len(tokens)), self._empty(len(tokens), config.hidden_size)
         first = weights.layers[0].attention_norm
         embed(sent[0], None, weights.embedding, self._embedding_scale, first, eps, x, h)
         pictures = see(self.images, chunks)
@@ -445,6 +445,10 @@ class FastRunner:
 
     def _empty(self, *shape: int) -> Tensor:
         return torch.empty(*shape, dtype=self.dtype, device=self.device)
+
+    def _residual(self, rows: int) -> Tensor:
+        shape = (rows, self.config.hidden_size)
+        return torch.empty(shape, dtype=torch.float32, device=self.device)
 
     def _splits(self, rows: int, kind: Kind) -> int:
         """How many programs share a row's keys; room for their results is made beside."""

@@ -17,6 +17,8 @@ from torch import Tensor
 
 from singalaut.model.paged import PAGE_TOKENS
 
+UNROLL = tl.constexpr(4)
+LEAST_PAGES = 2  # for one program: with fewer, joining costs more than it saves
 GROUP_ROWS = 16  # the fewest rows of a matrix product on tensor cores
 TARGET_PROGRAMS = 528  # four for each multiprocessor of an H100
 
@@ -64,20 +66,23 @@ def attend(
         qkv, keys, values, out, *room, positions, slots, table, scale,
         qkv.stride(0), keys.stride(0), table.stride(0),
         WINDOW=window or 0, KEY_HEADS=key_heads, GROUP=group, ROWS=GROUP_ROWS, D=width,
-        BLOCK=PAGE_TOKENS, SPLITS=splits, BY_SLOT=positions_by_slot,
+        BLOCK=PAGE_TOKENS, SPLITS=splits, LEAST=LEAST_PAGES, BY_SLOT=positions_by_slot,
         num_warps=4, num_stages=3,
     )  # fmt: skip
 
 
 @triton.jit
-def span(position, split, WINDOW: tl.constexpr, SPLITS: tl.constexpr, BLOCK: tl.constexpr):
+def span(
+    position, split,
+    WINDOW: tl.constexpr, SPLITS: tl.constexpr, BLOCK: tl.constexpr, LEAST: tl.constexpr,
+):  # fmt: skip
     """First key that a token sees, its pages for this program, and how many programs have any."""
     first = 0
     if WINDOW > 0:
         first = tl.maximum(position + 1 - WINDOW, 0)
     first_page = first // BLOCK
     count = position // BLOCK + 1 - first_page
-    each = tl.cdiv(count, SPLITS)
+    each = tl.maximum(tl.cdiv(count, SPLITS), LEAST)
     begin = first_page + split * each
     end = tl.minimum(begin + each, first_page + count)
     return first, begin, end, tl.cdiv(count, each)
@@ -118,18 +123,19 @@ def read_pages(
 @triton.jit
 def finish(
     acc, best, total, out_at, part_out, part_sums, counter, share, split, active,
-    GROUP: tl.constexpr, ROWS: tl.constexpr, D: tl.constexpr,
+    GROUP: tl.constexpr, ROWS: tl.constexpr, D: tl.constexpr, SPLITS: tl.constexpr,
 ):  # fmt: skip
     """Write a program's share down; the last program of a row joins them all."""
     group, at = tl.arange(0, ROWS), tl.arange(0, D)
     sums_at = part_sums + share * 2 * ROWS + group
-    tl.store(part_out + (share * ROWS + group[:, None]) * D + at[None, :], acc)
+    part_at = part_out + (share * ROWS + group[:, None]) * D + at[None, :]
+    tl.store(part_at, acc, mask=(group < GROUP)[:, None])
     tl.store(sums_at, best)
     tl.store(sums_at + ROWS, total)
     tl.debug_barrier()
     if tl.atomic_add(counter, 1, sem="acq_rel") == active - 1:
         tl.debug_barrier()
-        _join(out_at, part_out, part_sums, share - split, active, GROUP, ROWS, D)
+        _join(out_at, part_out, part_sums, share - split, active, GROUP, ROWS, D, SPLITS)
         tl.store(counter, 0)
 
 
@@ -138,7 +144,8 @@ def _attend(
     qkv, keys, values, out, part_out, part_sums, counters, positions, slots, table, scale,
     row_stride, head_stride, table_stride,
     WINDOW: tl.constexpr, KEY_HEADS: tl.constexpr, GROUP: tl.constexpr, ROWS: tl.constexpr,
-    D: tl.constexpr, BLOCK: tl.constexpr, SPLITS: tl.constexpr, BY_SLOT: tl.constexpr,
+    D: tl.constexpr, BLOCK: tl.constexpr, SPLITS: tl.constexpr, LEAST: tl.constexpr,
+    BY_SLOT: tl.constexpr,
 ):  # fmt: skip
     row, head, split = tl.program_id(0).to(tl.int64), tl.program_id(1), tl.program_id(2)
     slot = tl.load(slots + row).to(tl.int64)
@@ -146,7 +153,7 @@ def _attend(
     if BY_SLOT:
         place = slot
     position = tl.load(positions + place)
-    first, begin, end, active = span(position, split, WINDOW, SPLITS, BLOCK)
+    first, begin, end, active = span(position, split, WINDOW, SPLITS, BLOCK, LEAST)
     if split < active:
         group, at = tl.arange(0, ROWS), tl.arange(0, D)
         is_query = (group < GROUP)[:, None]
@@ -163,30 +170,32 @@ def _attend(
             number = row * KEY_HEADS + head
             finish(
                 acc, best, total, out_at, part_out, part_sums, counters + number,
-                number * SPLITS + split, split, active, GROUP, ROWS, D,
+                number * SPLITS + split, split, active, GROUP, ROWS, D, SPLITS,
             )  # fmt: skip
 
 
 @triton.jit
 def _join(
     out_at, part_out, part_sums, first_share, active,
-    GROUP: tl.constexpr, ROWS: tl.constexpr, D: tl.constexpr,
+    GROUP: tl.constexpr, ROWS: tl.constexpr, D: tl.constexpr, SPLITS: tl.constexpr,
 ):  # fmt: skip
     """The weighted mean of the shares of one row, in their order."""
-    group, at = tl.arange(0, ROWS), tl.arange(0, D)
-    best = tl.full([ROWS], float("-inf"), tl.float32)
-    total = tl.zeros([ROWS], tl.float32)
+    group, at, number = tl.arange(0, ROWS), tl.arange(0, D), tl.arange(0, SPLITS)
+    is_query = group < GROUP
+    exists = (number < active)[:, None] & is_query[None, :]
+    sums_at = part_sums + (first_share + number[:, None]) * 2 * ROWS + group[None, :]
+    bests = tl.load(sums_at, mask=exists, other=float("-inf"), cache_modifier=".cg")
+    totals = tl.load(sums_at + ROWS, mask=exists, other=0.0, cache_modifier=".cg")
+    best = tl.where(is_query, tl.max(bests, 0), 0.0)
+    total = tl.sum(totals * tl.exp(bests - best[None, :]), 0)
     acc = tl.zeros([ROWS, D], tl.float32)
-    for index in range(active):
-        share = first_share + index
-        sums_at = part_sums + share * 2 * ROWS + group
-        share_best = tl.load(sums_at, cache_modifier=".cg")
-        share_total = tl.load(sums_at + ROWS, cache_modifier=".cg")
-        part_at = part_out + (share * ROWS + group[:, None]) * D + at[None, :]
-        part = tl.load(part_at, cache_modifier=".cg")
-        new_best = tl.maximum(best, share_best)
-        old_scale, share_scale = tl.exp(best - new_best), tl.exp(share_best - new_best)
-        acc = acc * old_scale[:, None] + part * share_scale[:, None]
-        total = total * old_scale + share_total * share_scale
-        best = new_best
-    tl.store(out_at, acc / total[:, None], mask=group[:, None] < GROUP)
+    for start in range(0, active, UNROLL):
+        for inner in tl.static_range(UNROLL):
+            is_there = is_query & (start + inner < active)
+            share = first_share + start + inner
+            share_at = part_sums + share * 2 * ROWS + group
+            share_best = tl.load(share_at, mask=is_there, other=float("-inf"), cache_modifier=".cg")
+            part_at = part_out + (share * ROWS + group[:, None]) * D + at[None, :]
+            part = tl.load(part_at, mask=is_there[:, None], other=0.0, cache_modifier=".cg")
+            acc += part * tl.exp(share_best - best)[:, None]
+    tl.store(out_at, acc / total[:, None], mask=is_query[:, None])

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from singalaut.generate.kernels.attention import (
     GROUP_ROWS,
+    LEAST_PAGES,
     AttentionScratch,
     finish,
     read_pages,
@@ -28,6 +29,7 @@ from singalaut.model.paged import PAGE_TOKENS
 CAN_OVERLAP = hasattr(tl.extra, "cuda") and hasattr(tl.extra.cuda, "gdc_wait")
 BLOCK_ROWS, BLOCK_COLUMNS, UNROLL = 16, 256, 4
 LINE_BYTES = 128
+MOST_PROGRAMS = 528  # of kernels that compute a norm first, which is work for each program
 
 
 def add_norms_row(
@@ -67,8 +69,8 @@ def norm_matvec(
     """
     width = weight.shape[1]
     count = out.shape[-1]
-    block_rows = BLOCK_ROWS // 2 if gated else _block_rows(count)
-    _norm_matvec[triton.cdiv(count, block_rows),](
+    block_rows = _gated_rows(count) if gated else _block_rows(count)
+    _norm_matvec[programs_of_norm_matvec(count, gated=gated),](
         x, y, post, following, eps, new_x, weight, out, scratch,
         COUNT=count, WIDTH=width, BLOCK=triton.next_power_of_2(width), ROWS=block_rows,
         COLUMNS=BLOCK_COLUMNS, UNROLL=UNROLL, LINES_PADDED=_lines(block_rows, width),
@@ -113,7 +115,8 @@ def attend_row(
         scratch.queries, scratch.out, scratch.sums, scratch.counters, scale, keys.stride(0),
         table.stride(0),
         WINDOW=window or 0, HEADS=heads, KEY_HEADS=key_heads, GROUP=heads // key_heads,
-        ROWS=GROUP_ROWS, D=width, BLOCK=PAGE_TOKENS, SPLITS=splits, OVERLAP=_overlaps(qkv),
+        ROWS=GROUP_ROWS, D=width, BLOCK=PAGE_TOKENS, SPLITS=splits, LEAST=LEAST_PAGES,
+        OVERLAP=_overlaps(qkv),
         num_warps=4, num_stages=2, **_launch(qkv),
     )  # fmt: skip
 
@@ -126,7 +129,8 @@ def most_programs(config: Gemma3Config) -> int:
 
 
 def programs_of_norm_matvec(count: int, *, gated: bool) -> int:
-    return triton.cdiv(count, BLOCK_ROWS // 2 if gated else _block_rows(count))
+    blocks = triton.cdiv(count, _gated_rows(count) if gated else _block_rows(count))
+    return min(blocks, MOST_PROGRAMS)
 
 
 def _block_rows(count: int) -> int:
@@ -134,6 +138,10 @@ def _block_rows(count: int) -> int:
     if count >= 16_384:
         return BLOCK_ROWS
     return 8 if count >= 4096 else 4
+
+
+def _gated_rows(count: int) -> int:
+    return 4 if count < 4096 else 8
 
 
 def _lines(rows: int, width: int) -> int:
@@ -192,11 +200,10 @@ def _add_norms_row(
         tl.extra.cuda.gdc_launch_dependents()
         tl.extra.cuda.gdc_wait()
     added = tl.load(y + at, mask=inside, other=0.0).to(tl.float32)
-    added = normed(added, post_weight, eps, WIDTH).to(x.dtype.element_ty).to(tl.float32)
-    old = tl.load(x + at, mask=inside, other=0.0).to(tl.float32)
-    new = (old + added).to(x.dtype.element_ty)
+    old = tl.load(x + at, mask=inside, other=0.0)
+    new = old + normed(added, post_weight, eps, WIDTH)
     tl.store(new_x + at, new, mask=inside)
-    tl.store(h + at, normed(new.to(tl.float32), weight, eps, WIDTH), mask=inside)
+    tl.store(h + at, normed(new, weight, eps, WIDTH), mask=inside)
 
 
 @triton.jit
@@ -210,7 +217,7 @@ def _norm_matvec(
     first_row = program * ROWS
     at = tl.arange(0, BLOCK)
     inside = at < WIDTH
-    DTYPE: tl.constexpr = x.dtype.element_ty
+    DTYPE: tl.constexpr = weight.dtype.element_ty
     if OVERLAP:
         LINES: tl.constexpr = (ROWS * WIDTH * 2) // 128
         start = tl.minimum(first_row, COUNT - ROWS).to(tl.int64) * WIDTH
@@ -224,24 +231,25 @@ def _norm_matvec(
         tl.extra.cuda.gdc_wait()
     added = tl.load(y + at, mask=inside, other=0.0).to(tl.float32)
     old = tl.load(x + at, mask=inside, other=0.0).to(tl.float32)
-    added = normed(added, post_weight, eps, WIDTH).to(DTYPE).to(tl.float32)
-    new = (old + added).to(DTYPE)
+    new = old + normed(added, post_weight, eps, WIDTH)
     if program == 0:
         tl.store(new_x + at, new, mask=inside)
-    h = normed(new.to(tl.float32), following_weight, eps, WIDTH).to(DTYPE)
+    h = normed(new, following_weight, eps, WIDTH).to(DTYPE)
     # the program's own copy, so that its threads can read each other's part
     mine = scratch + program.to(tl.int64) * WIDTH
     tl.store(mine + at, h, mask=inside)
     tl.debug_barrier()
-    row = first_row + tl.arange(0, ROWS)
-    sums = _dot_rows(weight, first_row, mine, COUNT, WIDTH, ROWS, COLUMNS, UNROLL)
-    if GATED:
-        ups = _dot_rows(
-            weight + COUNT * WIDTH, first_row, mine, COUNT, WIDTH, ROWS, COLUMNS, UNROLL
-        )
-        gate = gelu(sums.to(DTYPE).to(tl.float32)).to(DTYPE).to(tl.float32)
-        sums = gate * ups.to(DTYPE).to(tl.float32)
-    tl.store(out + row, sums, mask=row < COUNT)
+    for block in range(program, tl.cdiv(COUNT, ROWS), tl.num_programs(0)):
+        first_row = block * ROWS
+        row = first_row + tl.arange(0, ROWS)
+        sums = _dot_rows(weight, first_row, mine, COUNT, WIDTH, ROWS, COLUMNS, UNROLL)
+        if GATED:
+            ups = _dot_rows(
+                weight + COUNT * WIDTH, first_row, mine, COUNT, WIDTH, ROWS, COLUMNS, UNROLL
+            )
+            gate = gelu(sums.to(DTYPE).to(tl.float32)).to(DTYPE).to(tl.float32)
+            sums = gate * ups.to(DTYPE).to(tl.float32)
+        tl.store(out + row, sums, mask=row < COUNT)
 
 
 @triton.jit
@@ -268,7 +276,7 @@ def _attend_row(
     part_out, part_sums, counters, scale, head_stride, table_stride,
     WINDOW: tl.constexpr, HEADS: tl.constexpr, KEY_HEADS: tl.constexpr, GROUP: tl.constexpr,
     ROWS: tl.constexpr, D: tl.constexpr, BLOCK: tl.constexpr, SPLITS: tl.constexpr,
-    OVERLAP: tl.constexpr,
+    LEAST: tl.constexpr, OVERLAP: tl.constexpr,
 ):  # fmt: skip
     head, split = tl.program_id(0), tl.program_id(1)
     HALF: tl.constexpr = D // 2
@@ -283,7 +291,7 @@ def _attend_row(
         tl.extra.cuda.gdc_launch_dependents()
         tl.extra.cuda.gdc_wait()
     position = tl.load(positions + slot)
-    first, begin, end, active = span(position, split, WINDOW, SPLITS, BLOCK)
+    first, begin, end, active = span(position, split, WINDOW, SPLITS, BLOCK, LEAST)
     if split < active:
         c = tl.load(cos + position.to(tl.int64) * HALF + half).to(tl.float32)
         s = tl.load(sin + position.to(tl.int64) * HALF + half).to(tl.float32)
@@ -321,5 +329,5 @@ def _attend_row(
         out_at = out + (head * GROUP + group[:, None]) * D + at[None, :]
         finish(
             acc, best, total, out_at, part_out, part_sums, counters + head,
-            head * SPLITS + split, split, active, GROUP, ROWS, D,
+            head * SPLITS + split, split, active, GROUP, ROWS, D, SPLITS,
         )  # fmt: skip
