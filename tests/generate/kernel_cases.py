@@ -115,9 +115,7 @@ def check_attention(
     heads = key_heads * group
     qkv = draw(len(lengths), (heads + 2 * key_heads) * width, dtype=dtype, device=device, seed=7)
     out = torch.full((len(lengths), heads * width), float("nan"), dtype=dtype, device=device)
-    scratch = AttentionScratch(
-        len(lengths) * key_heads * splits, width, dtype, torch.device(device)
-    )
+    scratch = AttentionScratch(len(lengths) * key_heads * splits, width, torch.device(device))
     for _ in range(2):  # counters must be back at zero
         attend(
             qkv,
@@ -275,9 +273,7 @@ def check_single(device: str, dtype: torch.dtype, width: int = 160, inner: int =
         count = inner if gated else 2 * inner
         out = torch.empty(count, dtype=dtype, device=device)
         found_x = torch.empty_like(x)
-        programs = single.programs_of_norm_matvec(count, gated=gated)
-        scratch = torch.empty(programs, width, dtype=dtype, device=device)
-        single.norm_matvec(x, y, post, following, EPS, found_x, weight, out, scratch, gated=gated)
+        single.norm_matvec(x, y, post, following, EPS, found_x, weight, out, gated=gated)
         wanted = weight @ h
         if gated:
             gate, up = wanted.chunk(2)
@@ -315,7 +311,7 @@ def check_attend_row(
         t[0, 0, :, : width // 2].contiguous()
         for t in rotation(torch.arange(length + 1, device=device)[None], width, 1e4, 1.0, dtype)
     )
-    scratch = AttentionScratch(key_heads * splits, width, dtype, torch.device(device))
+    scratch = AttentionScratch(key_heads * splits, width, torch.device(device))
     found = torch.empty(1, heads * width, dtype=dtype, device=device)
     store, before_store, before = paged.store.clone(), paged.store.clone(), qkv.clone()
     where = (paged.positions, paged.slots, paged.table)

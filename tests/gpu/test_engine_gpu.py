@@ -70,32 +70,31 @@ def test_preemption_sharing_and_features():
 
 
 def test_a_seed_decides_whatever_the_company():
-    model = small("270m")
+    model = small("270m", torch.float32)  # in bfloat16 the batch changes roundings
     core = Core(model, Ids(), Room(16, 2048, 512), 200 << 20)
     alone = answer([5, 6, 7], 3, max_tokens=40)
     run(core, [alone])
     again = answer([5, 6, 7], 3, max_tokens=40)
     run(core, [answer([9] * n, 100 + n, max_tokens=30) for n in range(1, 12)] + [again])
-    same = sum(a == b for a, b in zip(alone.tokens, again.tokens, strict=True))
-    assert same > 20  # bfloat16: the batch changes rounding, and now and then a token
+    assert again.tokens == alone.tokens
 
 
 def test_weights_that_change_are_seen():
     model = small("270m")
     core = Core(model, Ids(), Room(4, 2048, 512), 50 << 20)
-    before = answer([5, 6, 7], 3, max_tokens=20, temperature=0.0)
+    before = answer([5, 6, 7], 3, max_tokens=20)
     run(core, [before])
     with torch.no_grad():
         for layer in model.layers:
             layer.mlp.up.weight.mul_(-1)
     core.weights_changed()
-    after = answer([5, 6, 7], 3, max_tokens=20, temperature=0.0)
+    after = answer([5, 6, 7], 3, max_tokens=20)
     run(core, [after])
     assert after.tokens != before.tokens
     assert difference(core, after).abs().max() < 0.2
     core.sleep()
     core.wake()
-    again = answer([5, 6, 7], 3, max_tokens=20, temperature=0.0)
+    again = answer([5, 6, 7], 3, max_tokens=20)
     run(core, [again])
     assert again.tokens == after.tokens
 

@@ -58,8 +58,7 @@ class Part:
     """Rows that were sampled together, on their way to the host."""
 
     answers: list[Answer]
-    tokens: Tensor
-    logprobs: Tensor
+    results: Tensor  # on the host: tokens, and log-probabilities as the bits of integers
 
 
 @dataclass
@@ -76,8 +75,9 @@ class Launched:
             self.event.synchronize()
         found = list(self.known)
         for part in self.parts:
-            tokens = part.tokens[: len(part.answers)].tolist()
-            logprobs = part.logprobs[: len(part.answers)].tolist()
+            count = len(part.answers)
+            tokens = part.results[0, :count].tolist()
+            logprobs = part.results[1, :count].view(torch.float32).tolist()
             bad = [token == BAD_TOKEN for token in tokens]
             found.append(Outcome(part.answers, tokens, logprobs, None, bad))
         if len(found) == 1:
@@ -254,7 +254,6 @@ class FastRunner:
         qkv = self._empty(1, heads * config.head_dim)
         out = self._empty(1, config.num_heads * config.head_dim)
         inner = self._empty(1, config.intermediate_size)
-        copies = self._empty(single.most_programs(config), width)
         splits = {kind: self._splits(1, kind) for kind in KINDS}
         first = layers[0].attention_norm
         embed(state.token, slots, weights.embedding, self._embedding_scale, first, eps, x, h)
@@ -265,7 +264,7 @@ class FastRunner:
             else:
                 post = layers[index - 1].mlp_post_norm
                 single.norm_matvec(
-                    x, y, post, mine.attention_norm, eps, other, mine.qkv, qkv, copies, gated=False
+                    x, y, post, mine.attention_norm, eps, other, mine.qkv, qkv, gated=False
                 )
                 x, other = other, x
             keys, values = self.cache.layer(index)
@@ -277,7 +276,7 @@ class FastRunner:
             single.matvec(mine.output, out, y)
             single.norm_matvec(
                 x, y, mine.attention_post_norm, mine.mlp_norm, eps, other, mine.gate_up, inner,
-                copies, gated=True,
+                gated=True,
             )  # fmt: skip
             x, other = other, x
             single.matvec(mine.down, inner, y)
@@ -411,12 +410,9 @@ class FastRunner:
 
     def _fetch(self, answers: list[Answer], picked: Picked) -> Part:
         """Begin to copy tokens and log-probabilities to the host."""
-        count = len(answers)
-        found = []
-        for tensor in (picked.tokens, picked.logprobs):
-            host = torch.empty(count, dtype=tensor.dtype, pin_memory=self._on_gpu)
-            found.append(host.copy_(tensor[:count], non_blocking=True))
-        return Part(answers, *found)
+        results = picked.results
+        host = torch.empty(results.shape, dtype=results.dtype, pin_memory=self._on_gpu)
+        return Part(answers, host.copy_(results, non_blocking=True))
 
     def _send_pages(self) -> None:
         changes = self.tables.changes
@@ -459,7 +455,7 @@ class FastRunner:
         known = self._scratch.get(kind)
         if known is None or len(known.counters) < programs:
             self._scratch[kind] = AttentionScratch(
-                max(programs, 2048), config.head_dim, self.dtype, self.device
+                max(programs, 2048), config.head_dim, self.device
             )
         return splits
 

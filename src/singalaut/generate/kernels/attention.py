@@ -20,7 +20,7 @@ from singalaut.model.paged import PAGE_TOKENS
 UNROLL = tl.constexpr(4)
 LEAST_PAGES = 2  # for one program: with fewer, joining costs more than it saves
 GROUP_ROWS = 16  # the fewest rows of a matrix product on tensor cores
-TARGET_PROGRAMS = 528  # four for each multiprocessor of an H100
+TARGET_PROGRAMS = 264  # two for each multiprocessor of an H100
 
 
 def choose_splits(rows: int, key_heads: int, most_keys: int) -> int:
@@ -33,9 +33,8 @@ def choose_splits(rows: int, key_heads: int, most_keys: int) -> int:
 class AttentionScratch:
     """Room for the shares of every row; counters return to zero by themselves."""
 
-    def __init__(self, programs: int, head_dim: int, dtype: torch.dtype, device: torch.device):
+    def __init__(self, programs: int, head_dim: int, device: torch.device):
         shares = programs * GROUP_ROWS
-        self.queries = torch.empty(shares * head_dim, dtype=dtype, device=device)
         self.out = torch.empty(shares * head_dim, dtype=torch.float32, device=device)
         self.sums = torch.empty(2 * shares, dtype=torch.float32, device=device)
         self.counters = torch.zeros(programs, dtype=torch.int32, device=device)
@@ -67,7 +66,7 @@ def attend(
         qkv.stride(0), keys.stride(0), table.stride(0),
         WINDOW=window or 0, KEY_HEADS=key_heads, GROUP=group, ROWS=GROUP_ROWS, D=width,
         BLOCK=PAGE_TOKENS, SPLITS=splits, LEAST=LEAST_PAGES, BY_SLOT=positions_by_slot,
-        num_warps=4, num_stages=3,
+        num_warps=2, num_stages=5,
     )  # fmt: skip
 
 
