@@ -271,7 +271,7 @@ class FastRunner:
             single.attend_row(
                 qkv, mine.query_norm, mine.key_norm, eps, *self._rope[kind], state.position, slots,
                 self.page_tables[kind], keys, values, out, self._scratch[kind], self.scale,
-                self._window(kind), splits[kind],
+                self._window(kind), splits[kind], mine.gate_up,
             )  # fmt: skip
             single.matvec(mine.output, out, y)
             single.norm_matvec(
@@ -537,7 +537,7 @@ class ChunkPlan:
         parts = qkv.view(len(qkv), -1, config.head_dim).transpose(0, 1)[None]
         q, k, v = parts.split([heads, key_heads, key_heads], dim=1)
         if self.gather is not None:
-            k, v = (store.flatten(1, 2)[None, :, self.gather] for store in (keys, values))
+            k, v = (s.flatten(1, 2).index_select(1, self.gather)[None] for s in (keys, values))
         if self.images is None and can_flash(q):
             out = attend_spans(q, k, v, scale, self.window, self.query_spans, self.key_spans)
         else:

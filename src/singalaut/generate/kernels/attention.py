@@ -17,7 +17,6 @@ from torch import Tensor
 
 from singalaut.model.paged import PAGE_TOKENS
 
-UNROLL = tl.constexpr(4)
 LEAST_PAGES = 2  # for one program: with fewer, joining costs more than it saves
 GROUP_ROWS = 16  # the fewest rows of a matrix product on tensor cores
 TARGET_PROGRAMS = 264  # two for each multiprocessor of an H100
@@ -59,7 +58,7 @@ def attend(
     key_heads, _, _, width = keys.shape
     rows, out_width = out.shape
     group = out_width // width // key_heads
-    assert group <= GROUP_ROWS and (splits == 1 or scratch is not None)
+    assert group <= GROUP_ROWS and group & (group - 1) == 0 and (splits == 1 or scratch is not None)
     room = (scratch.out, scratch.sums, scratch.counters) if scratch else (out, out, slots)
     _attend[rows, key_heads, splits](
         qkv, keys, values, out, *room, positions, slots, table, scale,
@@ -121,20 +120,22 @@ def read_pages(
 
 @triton.jit
 def finish(
-    acc, best, total, out_at, part_out, part_sums, counter, share, split, active,
+    acc, best, total, out_row, part_out, part_sums, counter, share, split, active,
     GROUP: tl.constexpr, ROWS: tl.constexpr, D: tl.constexpr, SPLITS: tl.constexpr,
 ):  # fmt: skip
     """Write a program's share down; the last program of a row joins them all."""
     group, at = tl.arange(0, ROWS), tl.arange(0, D)
-    sums_at = part_sums + share * 2 * ROWS + group
-    part_at = part_out + (share * ROWS + group[:, None]) * D + at[None, :]
-    tl.store(part_at, acc, mask=(group < GROUP)[:, None])
-    tl.store(sums_at, best)
-    tl.store(sums_at + ROWS, total)
+    is_query = group < GROUP
+    sums_at = part_sums + share * 2 * GROUP + group
+    part_at = part_out + (share * GROUP + group[:, None]) * D + at[None, :]
+    tl.store(part_at, acc, mask=is_query[:, None])
+    tl.store(sums_at, best, mask=is_query)
+    tl.store(sums_at + GROUP, total, mask=is_query)
     tl.debug_barrier()
     if tl.atomic_add(counter, 1, sem="acq_rel") == active - 1:
         tl.debug_barrier()
-        _join(out_at, part_out, part_sums, share - split, active, GROUP, ROWS, D, SPLITS)
+        TOGETHER: tl.constexpr = 8 if SPLITS > 8 else SPLITS
+        _join(out_row, part_out, part_sums, share - split, active, GROUP, D, SPLITS, TOGETHER)
         tl.store(counter, 0)
 
 
@@ -162,39 +163,39 @@ def _attend(
             q, keys, values, table + slot * table_stride, head.to(tl.int64) * head_stride,
             first, position, begin, end, scale, ROWS, D, BLOCK,
         )  # fmt: skip
-        out_at = out + row * (KEY_HEADS * GROUP * D) + head_at
+        out_row = out + row * (KEY_HEADS * GROUP * D)
         if SPLITS == 1:
-            tl.store(out_at, acc / total[:, None], mask=is_query)
+            tl.store(out_row + head_at, acc / total[:, None], mask=is_query)
         else:
             number = row * KEY_HEADS + head
             finish(
-                acc, best, total, out_at, part_out, part_sums, counters + number,
-                number * SPLITS + split, split, active, GROUP, ROWS, D, SPLITS,
+                acc, best, total, out_row + head * GROUP * D, part_out, part_sums,
+                counters + number, number * SPLITS + split, split, active, GROUP, ROWS, D, SPLITS,
             )  # fmt: skip
 
 
 @triton.jit
 def _join(
-    out_at, part_out, part_sums, first_share, active,
-    GROUP: tl.constexpr, ROWS: tl.constexpr, D: tl.constexpr, SPLITS: tl.constexpr,
+    out_row, part_out, part_sums, first_share, active,
+    GROUP: tl.constexpr, D: tl.constexpr, SPLITS: tl.constexpr, TOGETHER: tl.constexpr,
 ):  # fmt: skip
-    """The weighted mean of the shares of one row, in their order."""
-    group, at, number = tl.arange(0, ROWS), tl.arange(0, D), tl.arange(0, SPLITS)
-    is_query = group < GROUP
-    exists = (number < active)[:, None] & is_query[None, :]
-    sums_at = part_sums + (first_share + number[:, None]) * 2 * ROWS + group[None, :]
+    """The weighted mean of the shares of one row, in their order; G queries of D at `out_row`."""
+    group, at = tl.arange(0, GROUP), tl.arange(0, D)
+    number = tl.arange(0, SPLITS)
+    exists = (number < active)[:, None]
+    sums_at = part_sums + (first_share + number[:, None]) * 2 * GROUP + group[None, :]
     bests = tl.load(sums_at, mask=exists, other=float("-inf"), cache_modifier=".cg")
-    totals = tl.load(sums_at + ROWS, mask=exists, other=0.0, cache_modifier=".cg")
-    best = tl.where(is_query, tl.max(bests, 0), 0.0)
+    totals = tl.load(sums_at + GROUP, mask=exists, other=0.0, cache_modifier=".cg")
+    best = tl.max(bests, 0)
     total = tl.sum(totals * tl.exp(bests - best[None, :]), 0)
-    acc = tl.zeros([ROWS, D], tl.float32)
-    for start in range(0, active, UNROLL):
-        for inner in tl.static_range(UNROLL):
-            is_there = is_query & (start + inner < active)
-            share = first_share + start + inner
-            share_at = part_sums + share * 2 * ROWS + group
-            share_best = tl.load(share_at, mask=is_there, other=float("-inf"), cache_modifier=".cg")
-            part_at = part_out + (share * ROWS + group[:, None]) * D + at[None, :]
-            part = tl.load(part_at, mask=is_there[:, None], other=0.0, cache_modifier=".cg")
-            acc += part * tl.exp(share_best - best)[:, None]
-    tl.store(out_at, acc / total[:, None], mask=is_query[:, None])
+    acc = tl.zeros([GROUP, D], tl.float32)
+    for start in range(0, active, TOGETHER):
+        some = start + tl.arange(0, TOGETHER)
+        is_there = (some < active)[:, None]
+        share = first_share + some[:, None]
+        share_at = part_sums + share * 2 * GROUP + group[None, :]
+        share_best = tl.load(share_at, mask=is_there, other=float("-inf"), cache_modifier=".cg")
+        part_at = part_out + (share * GROUP + group[None, :])[:, :, None] * D + at[None, None, :]
+        part = tl.load(part_at, mask=is_there[:, :, None], other=0.0, cache_modifier=".cg")
+        acc += tl.sum(part * tl.exp(share_best - best[None, :])[:, :, None], 0)
+    tl.store(out_row + group[:, None] * D + at[None, :], acc / total[:, None])
