@@ -62,8 +62,9 @@ def _merge(stage: PlannedStage, plan: Plan, work: Work) -> None:
     from singalaut.merge.stream import run_merge
 
     assert isinstance(stage.config, MergeConfig)
-    models = [model_path(stage, plan, label) for label in stage.config.inputs()]
-    run_merge(stage.config, models=models, work=work)
+    models = {label: model_path(stage, plan, label) for label in stage.config.inputs()}
+    adapters = {label: stage.inputs[label].path for label in stage.config.files()}
+    run_merge(stage.config, models=models, adapters=adapters, work=work, seed=plan.recipe.seed)
 
 
 def _evaluate(stage: PlannedStage, plan: Plan, work: Work) -> None:
