@@ -9,6 +9,7 @@ than two dimensions has its first dimension as rows.
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Protocol, TypeVar
@@ -24,17 +25,41 @@ BLOCK_ELEMENTS = 1 << 19  # a few blocks fit into a core's cache
 T = TypeVar("T")
 
 
+class Buffers(threading.local):
+    """Memory that each thread takes once: fresh memory costs more than the arithmetic."""
+
+    def __init__(self, device: torch.device | str = "cpu"):
+        self.device = torch.device(device)
+        self._flat: dict[str, Tensor] = {}
+
+    def take(self, purpose: str, rows: int, columns: int) -> Float[Tensor, "rows columns"]:
+        """What was in it is still there; the next one to take it for this purpose overwrites it."""
+        count = rows * columns
+        if (flat := self._flat.get(purpose)) is None or flat.numel() < count:
+            flat = torch.empty(max(count, BLOCK_ELEMENTS), device=self.device)
+            self._flat[purpose] = flat
+        return flat[:count].view(rows, columns)
+
+
 @dataclass
 class Rows:
-    """The same rows of each model, and of the base, in float32, for whoever gets them to change."""
+    """The same rows of each model, and of the base, in float32, for whoever gets them to change.
+
+    They are good until the same thread reads the next block.
+    """
 
     models: list[Float[Tensor, "rows columns"]]
-    base: Float[Tensor, "rows columns"] | None = None
+    base: Float[Tensor, "rows columns"] | None
+    buffers: Buffers
 
     def task_vectors(self) -> list[Float[Tensor, "rows columns"]]:
         """θ_k − θ_0, made in place of θ_k."""
         assert self.base is not None
         return [model.sub_(self.base) for model in self.models]
+
+    def spare(self, purpose: str) -> Float[Tensor, "rows columns"]:
+        """Another tensor of this shape, with anything in it."""
+        return self.buffers.take(purpose, *self.models[0].shape)
 
 
 Combine = Callable[[int, Rows], Tensor]
@@ -111,10 +136,12 @@ class InMemory:
         self.bounds = cut(rows, self.columns, elements)
         self._models = [model.reshape(rows, -1) for model in models]
         self._base = None if base is None else base.reshape(rows, -1)
+        self._buffers = Buffers(models[0].device)
 
     def read(self, index: int) -> Rows:
         part = slice(*self.bounds[index])
         return Rows(
             [model[part].to(torch.float32, copy=True) for model in self._models],
             None if self._base is None else self._base[part].to(torch.float32, copy=True),
+            self._buffers,
         )

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Float
 from torch import Tensor
 
 from singalaut.merge.blocks import Blocks, Combine, Rows, num_elements, total
@@ -15,18 +15,18 @@ from singalaut.merge.sparse import Thin
 Delta = Float[Tensor, "rows columns"]
 NO_WEIGHT = 1e-8  # sum of weights that nothing is divided by
 SMALLEST_DIVISOR = 1e-6  # of SCE
+SMALLEST_WEIGHT = 1e-30
 
 
-def agreeing(deltas: Sequence[Delta]) -> list[Bool[Tensor, "rows columns"]]:
-    """Where each has the sign of the sum of all; a sum of zero counts as positive.
+def elected_signs(deltas: Sequence[Delta], out: Delta) -> Delta:
+    """The sign of the sum of all, entry by entry; a sum of zero counts as positive.
 
     Source: TIES, arXiv 2306.01708.
     """
-    summed = deltas[0].clone()
+    out.copy_(deltas[0])
     for delta in deltas[1:]:
-        summed += delta
-    positive = summed >= 0
-    return [torch.where(positive, delta > 0, delta < 0) for delta in deltas]
+        out.add_(delta)
+    return out.sign_().add_(0.5).sign_()
 
 
 def add_task_vectors(
@@ -37,6 +37,7 @@ def add_task_vectors(
     `normalize` divides by the sum of the weights; where signs are elected, entry by entry by the
     weights of those that agree. Sources: task arithmetic, arXiv 2212.04089; TIES.
     """
+    total = sum(weights)
 
     def combine(index: int, rows: Rows) -> Tensor:
         assert rows.base is not None
@@ -45,24 +46,40 @@ def add_task_vectors(
             thin(index, model, delta).mul_(weights[model])
             for model, delta in enumerate(rows.task_vectors())
         ]
-        divisor: Tensor | float
         if elect:
-            masks = agreeing(deltas)
-            divisor = torch.zeros_like(deltas[0])
-            for delta, mask, weight in zip(deltas, masks, weights, strict=True):
-                delta.mul_(mask)
-                divisor.add_(mask, alpha=weight)
-            divisor.masked_fill_(divisor == 0, 1.0)
+            signs = elected_signs(deltas, rows.spare("signs"))
+            for delta in deltas:
+                delta.mul_(signs).clamp_(min=0)  # the agreeing parts, without their signs
+            if normalize:
+                divisor = _agreeing_weight(deltas, weights, rows)
+            merged = _sum(deltas).mul_(signs)
+            if normalize:
+                merged.div_(divisor)
         else:
-            divisor = 1.0 if abs(sum(weights)) < NO_WEIGHT else sum(weights)
-        merged = deltas[0]
-        for delta in deltas[1:]:
-            merged.add_(delta)
-        if normalize:
-            merged.div_(divisor)
+            merged = _sum(deltas)
+            if normalize and abs(total) >= NO_WEIGHT:
+                merged.div_(total)
         return rows.base.add_(merged, alpha=factor)
 
     return combine
+
+
+def _sum(tensors: Sequence[Delta]) -> Delta:
+    """Their sum, in place of the first."""
+    merged = tensors[0]
+    for tensor in tensors[1:]:
+        merged.add_(tensor)
+    return merged
+
+
+def _agreeing_weight(parts: Sequence[Delta], weights: Sequence[float], rows: Rows) -> Delta:
+    """Entry by entry, the weight of the parts that are not zero; 1 where there is none."""
+    divisor, present = rows.spare("divisor").zero_(), rows.spare("present")
+    for part, weight in zip(parts, weights, strict=True):
+        divisor.add_(torch.sign(part, out=present), alpha=weight)
+    if min(weights) > SMALLEST_WEIGHT:
+        return divisor.clamp_(min=SMALLEST_WEIGHT)  # zero only where there is nothing to divide
+    return divisor.masked_fill_(divisor == 0, 1.0)
 
 
 def sce(blocks: Blocks, density: float, uniform_below: float) -> Combine:
@@ -87,13 +104,13 @@ def sce(blocks: Blocks, density: float, uniform_below: float) -> Combine:
     def combine(index: int, rows: Rows) -> Tensor:
         assert rows.base is not None
         deltas = select(index, rows.task_vectors())
-        divisor = torch.zeros_like(deltas[0])
-        for delta, mask, weight in zip(deltas, agreeing(deltas), weights, strict=True):
-            divisor.add_(mask, alpha=weight)
-            delta.mul_(mask).mul_(weight)
-        merged = deltas[0]
-        for delta in deltas[1:]:
-            merged.add_(delta)
+        signs = elected_signs(deltas, rows.spare("signs"))
+        divisor, present = rows.spare("divisor").zero_(), rows.spare("present")
+        for delta, weight in zip(deltas, weights, strict=True):
+            delta.mul_(signs).clamp_(min=0)
+            divisor.add_(torch.sign(delta, out=present), alpha=weight)
+            delta.mul_(weight)
+        merged = _sum(deltas).mul_(signs)
         return rows.base.add_(merged.div_(divisor.clamp_(min=SMALLEST_DIVISOR)))
 
     return combine

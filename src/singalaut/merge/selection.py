@@ -36,6 +36,16 @@ class Cut:
     ties: tuple[int, ...]
     """Equal entries in each block."""
 
+    @property
+    def value(self) -> float:
+        """The value itself."""
+        return float(np.int32(self.bits).view(np.float32))
+
+    @property
+    def value_below(self) -> float:
+        """The next smaller float."""
+        return float(np.int32(self.bits - 1).view(np.float32))
+
     def first(self, count: int) -> list[int]:
         """How many of the first `count` equal entries lie in each block."""
         taken = []
@@ -47,18 +57,12 @@ class Cut:
 
 def count_upper(blocks: Blocks, series: Series, num_series: int) -> list[np.ndarray]:
     """How many entries of each series have each value of their upper bits."""
-
-    def measure(index: int, rows: Rows) -> list[Tensor]:
-        return [
-            torch.bincount((bits(values) >> LOWER_BITS).reshape(-1), minlength=1 << UPPER_BITS)
-            for values in series(rows)
-        ]
-
-    totals = [np.zeros(1 << UPPER_BITS, np.int64) for _ in range(num_series)]
-    for counts in visit(blocks, measure):
-        for total, count in zip(totals, counts, strict=True):
-            total += count.cpu().numpy()
-    return totals
+    totals = torch.zeros(num_series, 1 << UPPER_BITS, dtype=torch.int64)
+    for index in range(len(blocks.bounds)):
+        for values, counts in zip(series(blocks.read(index)), totals, strict=True):
+            upper = bits(values).bitwise_right_shift_(LOWER_BITS).reshape(-1)
+            counts += torch.bincount(upper, minlength=1 << UPPER_BITS).cpu()
+    return [counts.numpy() for counts in totals]
 
 
 def find_cuts(
@@ -74,12 +78,10 @@ def find_cuts(
     ]
 
     def measure(index: int, rows: Rows) -> list[list[tuple[np.ndarray, np.ndarray]]]:
-        found = []
-        for values, wanted in zip(series(rows), bins, strict=True):
-            flat = bits(values).reshape(-1)
-            high = flat >> LOWER_BITS
-            found.append([_distinct(flat, high == each) for each in wanted])
-        return found
+        return [
+            [_distinct(values, each, rows) for each in wanted]
+            for values, wanted in zip(series(rows), bins, strict=True)
+        ]
 
     passes = visit(blocks, measure)
     cuts: list[list[Cut]] = []
@@ -111,10 +113,20 @@ def first_true(mask: Bool[Tensor, "..."], count: int) -> Bool[Tensor, "..."]:
     return flat.reshape(mask.shape)
 
 
-def _distinct(flat: Tensor, chosen: Tensor) -> tuple[np.ndarray, np.ndarray]:
-    """The distinct values among the chosen entries, ascending, and how often each occurs."""
-    values, counts = torch.unique(flat[chosen], return_counts=True)
-    return values.cpu().numpy(), counts.cpu().numpy()
+def _distinct(values: Tensor, chosen: int, rows: Rows) -> tuple[np.ndarray, np.ndarray]:
+    """The lower bits among the entries with these upper bits, ascending, and how often each occurs.
+
+    Both in 16 and 32 bits, because there may be many blocks.
+    """
+    flat = bits(values).view(-1)
+    upper = bits(rows.spare("upper")).view(-1)
+    found = rows.spare("found").view(-1).view(torch.bool)[: flat.numel()]
+    torch.bitwise_right_shift(flat, LOWER_BITS, out=upper)
+    torch.eq(upper, chosen, out=found)
+    lower = flat[found].bitwise_and_((1 << LOWER_BITS) - 1)
+    counts = torch.bincount(lower, minlength=1 << LOWER_BITS).cpu().numpy()
+    present = np.flatnonzero(counts)
+    return present.astype(np.uint16), counts[present].astype(np.uint32)
 
 
 def _cut(
@@ -122,14 +134,13 @@ def _cut(
 ) -> Cut:
     below = int(upper[:chosen].sum())
     lower = np.zeros(1 << LOWER_BITS, np.int64)
-    mask = (1 << LOWER_BITS) - 1
     for values, counts in found:
-        lower[values & mask] += counts
+        lower[values] += counts
     low = int(np.searchsorted(np.cumsum(lower), place - below, side="right"))
     value = (chosen << LOWER_BITS) | low
     less = below + int(lower[:low].sum())
     ties = []
     for values, counts in found:
-        at = int(np.searchsorted(values, value))
-        ties.append(int(counts[at]) if at < len(values) and values[at] == value else 0)
+        at = int(np.searchsorted(values, low))
+        ties.append(int(counts[at]) if at < len(values) and values[at] == low else 0)
     return Cut(value, less, int(upper.sum()) - less - sum(ties), tuple(ties))

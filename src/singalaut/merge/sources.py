@@ -13,7 +13,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from singalaut.merge.blocks import Rows, as_matrix, cut
+from singalaut.merge.blocks import Buffers, Rows, as_matrix, cut
 from singalaut.merge.vocabulary import Alignment
 from singalaut.model.config import Gemma3Config
 from singalaut.model.gemma3 import Gemma3
@@ -46,27 +46,27 @@ class Source:
             for name, module in adapters(model)
         }
 
-    def rows(self, name: str, part: slice) -> Float[Tensor, "rows columns"]:
-        """Rows of a parameter, with the adapter's update: a copy in float32."""
+    def rows(
+        self, name: str, part: slice, out: Float[Tensor, "rows columns"]
+    ) -> Float[Tensor, "rows columns"]:
+        """Rows of a parameter, with the adapter's update, as float32 in `out`."""
         place = self.places[name]
-        stored = (
-            self.reader.read(place) if self._is_one_row(name) else self.reader.read(place, part)
-        )
-        rows = stored.to(torch.float32, copy=True).reshape(part.stop - part.start, -1)
-        self.reader.let_go(place, None if self._is_one_row(name) else part)
+        some = None if self._is_one_row(name) else part
+        out.copy_(self.reader.read(place, some).reshape(out.shape))
+        self.reader.let_go(place, some)
         if (update := self._updates.get(name)) is not None and self._adapter is not None:
             stem, scale = update
             a, b = (self._adapter.read(f"{stem}.lora_{side}.weight") for side in "AB")
-            rows.addmm_(b[part].float(), a.float(), alpha=scale)
-        return rows
+            a, b = (x.to(out.device, torch.float32) for x in (a, b[part]))
+            out.addmm_(b, a, alpha=scale)
+        return out
 
     def gather(self, name: str, indices: Tensor) -> Float[Tensor, "rows columns"]:
-        """Any rows of a matrix: a copy in float32."""
+        """Any rows of a matrix that no adapter changes: a copy in float32."""
         place = self.places[name]
-        first, last = int(indices.min()), int(indices.max()) + 1
-        stored = self.reader.read(place, slice(first, last))
-        rows = stored[indices - first].float()
-        self.reader.let_go(place, slice(first, last))
+        some = slice(int(indices.min()), int(indices.max()) + 1)
+        rows = self.reader.read(place, some)[indices - some.start].float()
+        self.reader.let_go(place, some)
         return rows
 
     def num_rows(self, name: str) -> int:
@@ -103,41 +103,45 @@ class FileBlocks:
         base: Part | None,
         *,
         seed: int,
-        device: torch.device,
+        buffers: Buffers,
         alignment: Alignment | None = None,
     ):
         rows, self.columns = as_matrix(shape)
-        self.name, self.seed, self.device = name, seed, device
+        self.name, self.seed, self.buffers = name, seed, buffers
         self.bounds = cut(rows, self.columns)
         self.num_models, self.has_base = len(models), base is not None
         self.models, self.base, self.alignment = models, base, alignment
 
     def read(self, index: int) -> Rows:
         self.fetch(index + BLOCKS_AHEAD)
-        part = slice(*self.bounds[index])
         known: dict[tuple[int, str], Tensor] = {}
-        models = [self._rows(model, part, known) for model in self.models]
-        base = None if self.base is None else self._rows(self.base, part, known)
-        return Rows(models, base)
+        models = [
+            self._rows(model, index, f"model {i}", known) for i, model in enumerate(self.models)
+        ]
+        base = None if self.base is None else self._rows(self.base, index, "base", known)
+        return Rows(models, base, self.buffers)
 
     def read_one(self, wanted: Part, index: int) -> Float[Tensor, "rows columns"]:
-        """The rows of one of the sources in a block."""
-        return self._rows(wanted, slice(*self.bounds[index]), {})
+        """The rows of one of the sources in a block, in memory of their own."""
+        return self._rows(wanted, index, "other", {})
 
-    def _rows(self, wanted: Part, part: slice, known: dict[tuple[int, str], Tensor]) -> Tensor:
+    def _rows(
+        self, wanted: Part, index: int, purpose: str, known: dict[tuple[int, str], Tensor]
+    ) -> Tensor:
+        start, stop = self.bounds[index]
+        out = self.buffers.take(purpose, stop - start, self.columns)
         key = (id(wanted.source), wanted.name)
         if key in known:  # a model may take part more than once
-            return known[key].clone()
+            return out.copy_(known[key])
         if self.alignment is None:
-            rows = wanted.source.rows(wanted.name, part)
+            wanted.source.rows(wanted.name, slice(start, stop), out)
         else:
-            rows = self.alignment.rows(wanted.source, wanted.name, part)
-        known[key] = rows = rows.to(self.device)
-        return rows
+            self.alignment.rows(wanted.source, wanted.name, slice(start, stop), out)
+        known[key] = out
+        return out
 
     def fetch(self, index: int) -> None:
         """Let the system read a block in the meantime."""
         if index < len(self.bounds) and self.alignment is None:
-            parts = [*self.models, *([self.base] if self.base else [])]
-            for each in parts:
+            for each in (*self.models, *([self.base] if self.base else [])):
                 each.source.fetch(each.name, slice(*self.bounds[index]))

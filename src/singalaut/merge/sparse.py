@@ -1,7 +1,7 @@
 """Thinning task vectors: by magnitude, without the outliers, at random, at random by rank.
 
 Each function looks at the whole tensor and returns how a block of one model's task vector is
-thinned. Dropped entries are multiplied by zero, so what is not a number stays one and is noticed.
+thinned. What is not a number is never dropped, so that it is noticed in the end.
 """
 
 from __future__ import annotations
@@ -10,11 +10,11 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Float
 from torch import Tensor
 
 from singalaut.merge.blocks import Blocks, Rows, num_elements, random, visit
-from singalaut.merge.selection import Cut, bits, count_upper, find_cuts, first_true
+from singalaut.merge.selection import Cut, count_upper, find_cuts
 
 Thin = Callable[[int, int, Tensor], Tensor]
 """The thinned task vector of a model in a block: (block, model, task vector), in place."""
@@ -41,10 +41,7 @@ def keep_largest(blocks: Blocks, densities: Sequence[float]) -> Thin:
     def thin(index: int, model: int, delta: Tensor) -> Tensor:
         if not cuts[model]:
             return delta if densities[model] >= 1 else delta.mul_(0.0)
-        found = bits(delta.abs())
-        mask = found > cuts[model][0].bits
-        mask |= first_true(found == cuts[model][0].bits, ties[model][index])
-        return delta.mul_(mask)
+        return _drop_below(delta, cuts[model][0], index, first=ties[model][index])
 
     return thin
 
@@ -70,15 +67,35 @@ def keep_middle(blocks: Blocks, densities: Sequence[float], gammas: Sequence[flo
         start, stop = spans[model]
         if start >= stop:
             return delta.mul_(0.0)
-        found = bits(delta.abs())
-        mask = torch.ones_like(found, dtype=torch.bool)
-        if cut := by_place[model].get(start):
-            mask &= ~_before(found, cut, start, index)
         if cut := by_place[model].get(stop):
-            mask &= _before(found, cut, stop, index)
-        return delta.mul_(mask)
+            # equal entries are kept in their order here, and dropped in their order below
+            kept = cut.first(stop - cut.less)[index]
+            above = _drop_below(delta.clone(), cut, index, last=cut.ties[index] - kept)
+            delta = delta.sub_(above)
+        if cut := by_place[model].get(start):
+            dropped = cut.first(start - cut.less)[index]
+            delta = _drop_below(delta, cut, index, last=cut.ties[index] - dropped)
+        return delta
 
     return thin
+
+
+def _drop_below(
+    delta: Tensor, cut: Cut, index: int, *, first: int | None = None, last: int | None = None
+) -> Tensor:
+    """Zero below the cut, in place; of the entries at it, the `first` or `last` few are kept."""
+    kept = first if first is not None else last
+    assert kept is not None
+    if cut.bits == 0:
+        return delta  # what is at the cut is zero
+    if kept == 0:
+        return torch.hardshrink(delta, cut.value, out=delta)
+    torch.hardshrink(delta, cut.value_below, out=delta)
+    if kept < cut.ties[index]:
+        flat = delta.view(-1)
+        equal = (flat.abs() == cut.value).nonzero().squeeze(1)
+        flat[equal[kept:] if first is not None else equal[: len(equal) - kept]] = 0.0
+    return delta
 
 
 def keep_at_random(blocks: Blocks, densities: Sequence[float]) -> Thin:
@@ -154,12 +171,6 @@ def _cuts(blocks: Blocks, places: Sequence[Sequence[int]]) -> list[list[Cut]]:
     for model, each in zip(wanted, found, strict=True):
         cuts[model] = each
     return cuts
-
-
-def _before(found: Tensor, cut: Cut, place: int, index: int) -> Bool[Tensor, "rows columns"]:
-    """Which entries come before this place of the sorted tensor."""
-    ties = cut.first(place - cut.less)[index]
-    return (found < cut.bits) | first_true(found == cut.bits, ties)
 
 
 def _uniform(blocks: Blocks, index: int, model: int, delta: Tensor) -> Float[Tensor, "..."]:

@@ -20,7 +20,7 @@ import torch
 
 from singalaut.artifact import Work
 from singalaut.errors import MachineError
-from singalaut.merge.blocks import Combine
+from singalaut.merge.blocks import Buffers, Combine
 from singalaut.merge.config import MergeConfig
 from singalaut.merge.methods import METHODS
 from singalaut.merge.output import prepare_output
@@ -72,7 +72,7 @@ def run_merge(
         dtype = DTYPES[config.dtype] if config.dtype else stored_dtype(first.folder)
         taken = named(config, given, "embeddings_from")
         control = taken if config.embedding_rows == "control" else None
-        job = Job(output, dtype, device, seed, sources, control)
+        job = Job(output, dtype, Buffers(device), seed, sources, control)
         pieces = _in_order(make_pieces(config, given, output.shape), sources)
         report = Report(config.method, given.get("base", first).settings.source)
         threads = config.threads or len(os.sched_getaffinity(0)) + EXTRA_THREADS
@@ -136,6 +136,7 @@ def _write_weights(
                     report.add(piece.place, merged.change, merged.size)
                     done += merged.rows.numel() * merged.rows.itemsize
                     bar.advance(done // 10**6 - bar.done)
+                    job.give_back(merged.rows)
         write_index(folder, shards)
 
 

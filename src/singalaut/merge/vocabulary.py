@@ -82,7 +82,7 @@ def check_same(folders: Sequence[Path], num_rows: int) -> None:
 class HasRows(Protocol):
     """A model whose embedding can be read by rows."""
 
-    def rows(self, name: str, part: slice) -> Tensor: ...
+    def rows(self, name: str, part: slice, out: Tensor) -> Tensor: ...
 
     def gather(self, name: str, indices: Tensor) -> Tensor: ...
 
@@ -102,39 +102,31 @@ class Alignment:
     def num_rows(self) -> int:
         return len(self.indices[0])
 
-    def rows(self, source: HasRows, name: str, part: slice) -> Tensor:
+    def rows(self, source: HasRows, name: str, part: slice, out: Tensor) -> Tensor:
         """Rows of one model in the order of the output, those that it lacks filled in."""
         own = next(i for i, each in enumerate(self.sources) if each is source)
         wanted = self.indices[own][part]
-        found = self._own_rows(own, name, wanted)
-        for row in np.flatnonzero(wanted < 0):
-            found[row] = self._stand_in(name, part.start + int(row))
-        return found
-
-    def _own_rows(self, own: int, name: str, wanted: np.ndarray) -> Tensor:
-        source, start = self.sources[own], int(wanted[0])
+        start = int(wanted[0])
         if start >= 0 and np.array_equal(wanted, np.arange(start, start + len(wanted))):
-            return source.rows(name, slice(start, start + len(wanted)))
-        present = wanted >= 0
-        if not present.any():
-            width = source.rows(name, slice(0, 1)).shape[1]
-            return torch.zeros(len(wanted), width)
-        indices = torch.from_numpy(wanted[present])
-        rows = source.gather(name, indices)
-        found = torch.zeros(len(wanted), rows.shape[1])
-        found[torch.from_numpy(present)] = rows
-        return found
+            return source.rows(name, slice(start, start + len(wanted)), out)
+        present = torch.from_numpy(wanted >= 0)
+        if present.any():
+            found = source.gather(name, torch.from_numpy(wanted)[present])
+            out[present.to(out.device)] = found.to(out.device)
+        for row in np.flatnonzero(wanted < 0).tolist():
+            self._stand_in(name, part.start + row, out[row : row + 1])
+        return out
 
-    def _stand_in(self, name: str, row: int) -> Tensor:
+    def _stand_in(self, name: str, row: int, out: Tensor) -> None:
         """What a model without the row gets: the base's, else the mean of those that have it."""
         donors = [i for i in range(len(self.sources)) if self.indices[i][row] >= 0]
         if self.base in donors:
             donors = [self.base]
-        rows = [
-            self.sources[i].rows(name, slice(at := int(self.indices[i][row]), at + 1))[0]
-            for i in donors
-        ]
-        return torch.stack(rows).mean(0) if rows else torch.tensor(0.0)
+        mean = torch.zeros_like(out)
+        for donor in donors:
+            at = int(self.indices[donor][row])
+            mean += self.sources[donor].rows(name, slice(at, at + 1), out)
+        out.copy_(mean / max(1, len(donors)))
 
 
 def align(

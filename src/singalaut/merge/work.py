@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from singalaut.errors import CheckpointError
-from singalaut.merge.blocks import Combine
+from singalaut.merge.blocks import BLOCK_ELEMENTS, Buffers, Combine
 from singalaut.merge.output import Output
 from singalaut.merge.plan import Given, Piece
 from singalaut.merge.sources import EMBEDDING, FileBlocks, Part, Source
@@ -23,12 +23,29 @@ class Job:
 
     output: Output
     dtype: torch.dtype
-    device: torch.device
+    buffers: Buffers
     seed: int
     sources: Mapping[Any, Source]
     """By the key of the model."""
     control_from: Given | None
     """The model whose embedding rows for control tokens are taken over."""
+    free: list[Tensor] = field(default_factory=list)
+    """Memory of blocks that have been written."""
+
+    def take(self, shape: torch.Size) -> Tensor:
+        """A contiguous tensor of the output's dtype on the CPU, for one block."""
+        count = shape.numel()
+        try:
+            flat = self.free.pop()
+        except IndexError:
+            flat = torch.empty(0, dtype=self.dtype)
+        if flat.numel() < count:
+            flat = torch.empty(max(count, BLOCK_ELEMENTS), dtype=self.dtype)
+        return flat[:count].view(shape)
+
+    def give_back(self, rows: Tensor) -> None:
+        """Let the next block have the memory of one that has been written."""
+        self.free.append(rows._base if rows._base is not None else rows)
 
     def part(self, entry: Given, name: str) -> Part:
         return Part(self.sources[entry.key], name)
@@ -41,7 +58,7 @@ class Job:
             [self.part(*each) for each in piece.models],
             None if piece.base is None else self.part(*piece.base),
             seed=self.seed,
-            device=self.device,
+            buffers=self.buffers,
             alignment=self.output.alignment if piece.name == EMBEDDING else None,
         )
 
@@ -55,17 +72,18 @@ class Merged:
     size: float
 
 
-@torch.inference_mode()
 def merge_block(job: Job, piece: Piece, blocks: FileBlocks, combine: Combine, index: int) -> Merged:
     """Merge one block. Raises: CheckpointError where the result is not finite."""
-    merged = combine(index, blocks.read(index))
+    given = blocks.read(index)
+    before = given.models[0] if given.base is None else given.base
+    reference = given.spare("reference").copy_(before).view(-1)
+    merged = combine(index, given)
     if piece.name == EMBEDDING and job.control_from is not None:
         _take_control_rows(job, merged, blocks, index)
     if not math.isfinite(float(merged.sum())) and not merged.isfinite().all():
         raise _not_finite(job, piece, blocks, index)
-    rows = merged.to("cpu", job.dtype, copy=True).contiguous()
-    reference = blocks.read_one(job.part(*(piece.base or piece.models[0])), index).reshape(-1)
-    change = merged.reshape(-1).sub_(reference)
+    rows = job.take(merged.shape).copy_(merged)
+    change = merged.view(-1).sub_(reference)
     return Merged(rows, float(change.dot(change)), float(reference.dot(reference)))
 
 
