@@ -16,6 +16,7 @@ from singalaut.cli.recipes import SetOption
 if TYPE_CHECKING:
     from singalaut.artifact import Artifact
     from singalaut.recipe.lines import KeyPath
+    from singalaut.recipe.schema import Recipe
 
 MODEL_HELP = "A model directory, a stage's folder, a hub id, a GGUF file or `demo:gemma-3-270m`."
 NAMED_HELP = MODEL_HELP[:-1] + "; or RECIPE.toml:STAGE."
@@ -64,26 +65,97 @@ def sft(
 def merge(
     sources: Annotated[
         list[str] | None,
-        typer.Argument(metavar="MODEL:WEIGHT", help="Models with their shares."),
+        typer.Argument(
+            metavar="MODEL[+ADAPTER][:WEIGHT]|FILE.yml",
+            help="Models with their shares, or a configuration of mergekit.",
+        ),
     ] = None,
+    method: Annotated[str | None, typer.Option(help="How, such as `ties`  [linear]")] = None,
+    base: Annotated[
+        str | None, typer.Option(help="The model that task vectors are differences from.")
+    ] = None,
+    density: Annotated[
+        float | None, typer.Option(help="Share of each task vector that is kept.")
+    ] = None,
+    t: Annotated[float | None, typer.Option("--t", help="SLERP: way to the second model.")] = None,
+    tokenizer: Annotated[
+        str | None, typer.Option(help="The model whose vocabulary is used, or `union`.")
+    ] = None,
+    show: Annotated[bool, typer.Option("--show", help="Print the stage and stop.")] = False,
     recipe: RecipeOption = None,
     stage: StageOption = None,
     overrides: SetOption = [],  # noqa: B006 - typer copies it
     seed: SeedOption = None,
     output: OutputOption = None,
 ) -> None:
-    """Combine models into one; prints the folder of the result."""
+    """Combine models into one; prints the folder of the result.
+
+    To look for the best weights: `singalaut merge search --help`.
+    """
     from singalaut.recipe.plan import shown
 
-    weighted = [_weighted(source) for source in sources or ()]
-    models = _labelled("merge", [name for name, _ in weighted])
-    entries = [
-        {"from": label, "weight": weight}
-        for label, (_, weight) in zip(models, weighted, strict=True)
-    ]
+    settings, models = merge_settings(sources or [], method, base, density, t, tokenizer)
     flags = {"--seed": seed, "--output": output}
-    made = _run("merge", recipe, stage, overrides, {"models": entries}, models, flags)
+    if show:
+        print(_as_recipe("merge", overrides, settings, models, flags), end="")
+        return
+    made = _run("merge", recipe, stage, overrides, settings, models, flags)
     print(shown(made.path))
+
+
+def merge_settings(
+    sources: Sequence[str],
+    method: str | None,
+    base: str | None,
+    density: float | None,
+    t: float | None,
+    tokenizer: str | None,
+) -> tuple[dict[str, Any], dict[str, str]]:
+    """The settings that options describe, and the models behind the names in them."""
+    parameters = {"density": density, "t": t}
+    given = {name: value for name, value in parameters.items() if value is not None}
+    if len(sources) == 1 and sources[0].endswith((".yml", ".yaml")):
+        options = {"--method": method, "--base": base, "--tokenizer": tokenizer}
+        return _from_mergekit(Path(sources[0]), {**options, **given})
+    weighted = [_weighted(source) for source in sources]
+    names = [name.partition("+")[0] for name, _ in weighted]
+    labels = _names("merge", [*names, *([base] if base else [])])
+    entries = [
+        {"from": labels[name], "weight": weight, **({"adapter": adapter} if adapter else {})}
+        for name, (source, weight) in zip(names, weighted, strict=True)
+        for adapter in [source.partition("+")[2]]
+    ]
+    settings = {
+        "models": entries,
+        "method": method,
+        "base": labels.get(base or ""),
+        "tokenizer": labels.get(tokenizer or "", tokenizer),
+        "parameters": given or None,
+    }
+    return settings, {label: source for source, label in labels.items()}
+
+
+def _from_mergekit(file: Path, options: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, str]]:
+    """The settings in a YAML file, which options may not change."""
+    from singalaut.errors import RecipeError
+    from singalaut.merge.mergekit import Translation, read_mergekit
+
+    if used := [name for name, value in options.items() if value is not None]:
+        raise RecipeError(
+            f"`{used[0]}` cannot be used with a configuration of mergekit",
+            where=file,
+            hint="change the file",
+        )
+    translation = Translation(read_mergekit(file), file)
+    labels = _names("merge", translation.models)
+    settings = {k: v for k, v in translation.settings(labels).items() if k != "kind"}
+    return settings, {label: source for source, label in labels.items()}
+
+
+def _names(kind: str, sources: Sequence[str]) -> dict[str, str]:
+    """A name for each distinct model."""
+    distinct = list(dict.fromkeys(sources))
+    return {source: label for label, source in _labelled(kind, distinct).items()}
 
 
 def evaluate(
@@ -170,13 +242,43 @@ def _run_from_options(
     models: Mapping[str, str],
     flags: Mapping[str, Any],
 ) -> Artifact:
+    from singalaut.recipe.run import run_one_stage
+
+    recipe, models = _recipe(kind, overrides, settings, models, flags)
+    name = recipe.stage[0].name
+    return run_one_stage(recipe, name, Path(), models=models, root=Path(recipe.output))
+
+
+def _as_recipe(
+    kind: str,
+    overrides: Sequence[str],
+    settings: Mapping[str, Any],
+    models: Mapping[str, str],
+    flags: Mapping[str, Any],
+) -> str:
+    """What the options describe, as a recipe."""
+    from singalaut.recipe.write import recipe_toml
+
+    recipe, models = _recipe(kind, overrides, settings, models, flags)
+    base = models.pop("base", recipe.model.base)
+    model = recipe.model.model_copy(update={"base": base, "others": models})
+    return recipe_toml(recipe.model_copy(update={"model": model}))
+
+
+def _recipe(
+    kind: str,
+    overrides: Sequence[str],
+    settings: Mapping[str, Any],
+    models: Mapping[str, str],
+    flags: Mapping[str, Any],
+) -> tuple[Recipe, dict[str, str]]:
+    """A recipe of one stage, and the models behind the names in it."""
     from singalaut.errors import RecipeError
     from singalaut.recipe.load import parse_recipe
-    from singalaut.recipe.run import run_one_stage
 
     models = {label: _stage_output(source) for label, source in models.items()}
     if not models:
-        command = "eval" if kind == "evaluate" else kind
+        command = {"evaluate": "eval", "merge_search": "merge search"}.get(kind, kind)
         raise RecipeError("no model is given", hint=f"see `singalaut {command} --help`")
     given = {name: value for name, value in settings.items() if value not in (None, [])}
     data = {
@@ -188,9 +290,7 @@ def _run_from_options(
     }
     places: dict[KeyPath, str] = {("stage", 0, name): _flag(name) for name in settings}
     places[("seed",)] = "--seed"
-    recipe = parse_recipe(data, overrides, places=places, models=models)
-    name = recipe.stage[0].name
-    return run_one_stage(recipe, name, Path(), models=models, root=Path(recipe.output))
+    return parse_recipe(data, overrides, places=places, models=models), dict(models)
 
 
 def _stage_output(source: str) -> str:

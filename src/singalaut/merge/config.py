@@ -56,7 +56,7 @@ def _value(raw: Any) -> float | tuple[float, ...] | tuple[Filtered, ...]:
     )
 
 
-Value = Annotated[float | tuple[float, ...] | tuple[Filtered, ...], PlainValidator(_value)]
+Value = Annotated[Any, PlainValidator(_value)]  # what `_value` returns
 
 
 class InputParameters(Settings):

@@ -119,14 +119,14 @@ def _write_weights(
     shards = split_shards(specs, shard_bytes)
     total = sum(spec.num_bytes for spec in specs)
     done = 0
-    with progress("merge", total // 10**6, "MB") as bar, _one_thread_each():
+    with progress("merge", -(-total // 10**6), "MB") as bar, _one_thread_each():
         for file, inside in shards.items():
             header = file_header(inside)
             size = len(header) + sum(spec.num_bytes for spec in inside)
             if _is_complete(folder / file, header, size):
                 log.info("%s was written before", file)
                 done += size - len(header)
-                bar.advance(done // 10**6 - bar.done)
+                bar.advance(-(-done // 10**6) - bar.done)
                 continue
             with SequentialFile(folder / file) as out, _workers(threads) as pool:
                 out.write(header)
@@ -135,7 +135,7 @@ def _write_weights(
                     out.write(merged.rows)
                     report.add(piece.place, merged.change, merged.size)
                     done += merged.rows.numel() * merged.rows.itemsize
-                    bar.advance(done // 10**6 - bar.done)
+                    bar.advance(-(-done // 10**6) - bar.done)
                     job.give_back(merged.rows)
         write_index(folder, shards)
 

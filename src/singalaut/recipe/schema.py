@@ -27,6 +27,12 @@ class ModelConfig(Settings):
 
     base: str
     """A model directory, a hub id, a GGUF file or `demo:gemma-3-270m`."""
+    others: dict[str, str] = Field(default_factory=dict)
+    """More models to start from, by the names that stages call them."""
+
+    def sources(self) -> dict[str, str]:
+        """Where each starting model comes from, by name."""
+        return {"base": self.base, **self.others}
 
 
 class Recipe(Settings):
