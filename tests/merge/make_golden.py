@@ -135,24 +135,9 @@ def inputs(shape: tuple[int, ...], seed: int, coarse: bool) -> list[torch.Tensor
     return [(tensor * 8).round() / 8 for tensor in (base, *models)]
 
 
-def sort_stably() -> None:
-    """Make equal entries come in the order of their places, which the library leaves open.
-
-    Without it, which of several equal entries mergekit keeps depends on the processor.
-    """
-    argsort, sort = torch.argsort, torch.sort
-
-    def topk(values: torch.Tensor, k: int, largest: bool = True):
-        found = sort(values, descending=largest, stable=True)
-        return found.values[:k], found.indices[:k]
-
-    torch.argsort = lambda *args, **options: argsort(*args, **options, stable=True)
-    torch.sort = lambda *args, **options: sort(*args, **options, stable=True)
-    torch.topk = topk
-
-
 def main() -> None:
     from mergekit.merge_methods import get, merge_tensors
+    from run_mergekit import sort_stably
 
     sort_stably()
 
