@@ -177,6 +177,9 @@ class Translation:
 
     def _reference(self, raw: Any, place: str) -> tuple[str, str | None]:
         """Name of a model, and the path of an adapter on it."""
+        if isinstance(raw, dict) and "path" in raw:
+            self._known_keys(raw, ("path", "revision"), place)
+            raw = f"{raw['path']}@{raw['revision']}" if raw.get("revision") else raw["path"]
         if isinstance(raw, dict):
             self._known_keys(raw, ("model", "lora"), place)
             model, adapter = self._reference(raw["model"], place) if "model" in raw else ("", None)
