@@ -163,7 +163,9 @@ def compare(case: str, folder: Path, tmp_path: Path, dtype: torch.dtype) -> None
     if case.startswith(RANDOM):
         compare_distributions(case, ours, theirs, weights(folder / "base"))
     elif dtype == torch.float32:
-        worst = max(float((ours[n] - theirs[n]).abs().max()) for n in ours)
+        # some norms of the real model have weights of several hundred
+        sizes = {n: theirs[n].abs().clamp(min=1) for n in ours}
+        worst = max(float(((ours[n] - theirs[n]).abs() / sizes[n]).max()) for n in ours)
         print(f"{case}: largest difference {worst:.1e}")
         assert worst <= 1e-6
     else:

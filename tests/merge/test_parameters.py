@@ -162,7 +162,7 @@ def test_what_slices_refuse():
         "the same number of layers", slices=[{"sources": [source("a", 0, 6), source("b", 0, 5)]}]
     )
     refused(
-        "has no layer 6, only 6", slices=[{"sources": [source("a", 1, 7)]}], method="passthrough"
+        "has no layer 6, only 6", slices=[{"sources": [source("a", 0, 7)]}], method="passthrough"
     )
     refused(
         "layer 5 of `a` is a global layer, layer 0 of the output a window layer",

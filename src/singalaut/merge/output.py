@@ -69,6 +69,7 @@ def prepare_output(
         [sources[key] for key in keys],
         vocabularies,
         [sources[key].num_rows(EMBEDDING) for key in keys],
+        [entry.settings.source for entry in distinct],
         like=keys.index(first.key),
         union=union,
         base=keys.index(given["base"].key) if "base" in given else None,

@@ -147,7 +147,7 @@ def rescaled(blocks: Blocks, thin: Thin) -> Thin:
             sums.append((before, float(thin(index, model, delta).abs().sum())))
         return sums
 
-    totals = np.array(visit(blocks, measure), np.float64).sum(0)
+    totals = np.array(visit(blocks, measure), np.float64).sum(0).tolist()
     factors = [
         before / after if before >= TINY_SUM and after >= TINY_SUM else 1.0
         for before, after in totals

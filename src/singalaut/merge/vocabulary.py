@@ -133,6 +133,7 @@ def align(
     sources: Sequence[HasRows],
     vocabularies: Sequence[Vocabulary],
     num_rows: Sequence[int],
+    names: Sequence[str],
     *,
     like: int,
     union: bool,
@@ -166,13 +167,13 @@ def align(
         "rows": total,
         "tokens": len(ids),
         "tokens_without_a_row": [
-            {"model": position, "count": len(tokens), "examples": tokens[:EXAMPLES]}
-            for position, tokens in enumerate(lacking)
+            {"model": name, "count": len(tokens), "examples": tokens[:EXAMPLES]}
+            for name, tokens in zip(names, lacking, strict=True)
         ],
         "dropped_tokens": [
-            {"model": position, "count": len(gone), "examples": sorted(gone)[:EXAMPLES]}
-            for position, vocabulary in enumerate(vocabularies)
-            for gone in [set(vocabulary.without_rows_beyond(num_rows[position])) - set(ids)]
+            {"model": name, "count": len(gone), "examples": sorted(gone)[:EXAMPLES]}
+            for name, vocabulary, count in zip(names, vocabularies, num_rows, strict=True)
+            for gone in [set(vocabulary.without_rows_beyond(count)) - set(ids)]
         ],
         "zero_rows": len(nowhere),
     }
