@@ -1,4 +1,4 @@
-"""Commands that run one stage, of a recipe or from options: sft, merge, eval.
+"""Commands that run one stage, of a recipe or from options: sft, eval; and what `merge` shares.
 
 Options make a recipe of one stage, so that both ways run the same code and give the same artifact.
 """
@@ -58,104 +58,8 @@ def sft(
     }
     flags = {"--model": model, "--seed": seed, "--output": output}
     models = {} if model is None else {"base": model}
-    made = _run("sft", recipe, stage, overrides, settings, models, flags)
+    made = run_stage("sft", recipe, stage, overrides, settings, models, flags)
     print(shown(made.path))
-
-
-def merge(
-    sources: Annotated[
-        list[str] | None,
-        typer.Argument(
-            metavar="MODEL[+ADAPTER][:WEIGHT]|FILE.yml",
-            help="Models with their shares, or a configuration of mergekit.",
-        ),
-    ] = None,
-    method: Annotated[str | None, typer.Option(help="How, such as `ties`  [linear]")] = None,
-    base: Annotated[
-        str | None, typer.Option(help="The model that task vectors are differences from.")
-    ] = None,
-    density: Annotated[
-        float | None, typer.Option(help="Share of each task vector that is kept.")
-    ] = None,
-    t: Annotated[float | None, typer.Option("--t", help="SLERP: way to the second model.")] = None,
-    tokenizer: Annotated[
-        str | None, typer.Option(help="The model whose vocabulary is used, or `union`.")
-    ] = None,
-    show: Annotated[bool, typer.Option("--show", help="Print the stage and stop.")] = False,
-    recipe: RecipeOption = None,
-    stage: StageOption = None,
-    overrides: SetOption = [],  # noqa: B006 - typer copies it
-    seed: SeedOption = None,
-    output: OutputOption = None,
-) -> None:
-    """Combine models into one; prints the folder of the result.
-
-    To look for the best weights: `singalaut merge search --help`.
-    """
-    from singalaut.recipe.plan import shown
-
-    settings, models = merge_settings(sources or [], method, base, density, t, tokenizer)
-    flags = {"--seed": seed, "--output": output}
-    if show:
-        print(_as_recipe("merge", overrides, settings, models, flags), end="")
-        return
-    made = _run("merge", recipe, stage, overrides, settings, models, flags)
-    print(shown(made.path))
-
-
-def merge_settings(
-    sources: Sequence[str],
-    method: str | None,
-    base: str | None,
-    density: float | None,
-    t: float | None,
-    tokenizer: str | None,
-) -> tuple[dict[str, Any], dict[str, str]]:
-    """The settings that options describe, and the models behind the names in them."""
-    parameters = {"density": density, "t": t}
-    given = {name: value for name, value in parameters.items() if value is not None}
-    if len(sources) == 1 and sources[0].endswith((".yml", ".yaml")):
-        options = {"--method": method, "--base": base, "--tokenizer": tokenizer}
-        return _from_mergekit(Path(sources[0]), {**options, **given})
-    weighted = [_weighted(source) for source in sources]
-    names = [name.partition("+")[0] for name, _ in weighted]
-    labels = _names("merge", [*names, *([base] if base else [])])
-    entries = [
-        {"from": labels[name], "weight": weight, **({"adapter": adapter} if adapter else {})}
-        for name, (source, weight) in zip(names, weighted, strict=True)
-        for adapter in [source.partition("+")[2]]
-    ]
-    settings = {
-        "models": entries,
-        "method": method,
-        "base": labels.get(base or ""),
-        "tokenizer": labels.get(tokenizer or "", tokenizer),
-        "parameters": given or None,
-    }
-    return settings, {label: source for source, label in labels.items()}
-
-
-def _from_mergekit(file: Path, options: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, str]]:
-    """The settings in a YAML file, which options may not change."""
-    from singalaut.errors import RecipeError
-    from singalaut.merge.mergekit import Translation, read_mergekit
-
-    if used := [name for name, value in options.items() if value is not None]:
-        raise RecipeError(
-            f"`{used[0]}` cannot be used with a configuration of mergekit",
-            where=file,
-            hint="change the file",
-        )
-    translation = Translation(read_mergekit(file), file)
-    labels = _names("merge", translation.models)
-    settings = {k: v for k, v in translation.settings(labels).items() if k != "kind"}
-    return settings, {label: source for source, label in labels.items()}
-
-
-def _names(kind: str, sources: Sequence[str]) -> dict[str, str]:
-    """A name for each distinct model."""
-    distinct = list(dict.fromkeys(sources))
-    return {source: label for label, source in _labelled(kind, distinct).items()}
 
 
 def evaluate(
@@ -175,7 +79,7 @@ def evaluate(
     from singalaut.cli.show import results
     from singalaut.recipe.plan import shown
 
-    models = _labelled("evaluate", model)
+    models = labelled("evaluate", model)
     settings = {
         "models": list(models),
         "pack": pack,
@@ -185,11 +89,11 @@ def evaluate(
         "batch_size": batch_size,
     }
     flags = {"--seed": seed, "--output": output}
-    made = _run("evaluate", recipe, stage, overrides, settings, models, flags)
+    made = run_stage("evaluate", recipe, stage, overrides, settings, models, flags)
     print(f"{results(made.path)}\n\n{shown(made.path)}")
 
 
-def _run(
+def run_stage(
     kind: str,
     recipe_file: Path | None,
     stage: str | None,
@@ -249,7 +153,7 @@ def _run_from_options(
     return run_one_stage(recipe, name, Path(), models=models, root=Path(recipe.output))
 
 
-def _as_recipe(
+def as_recipe(
     kind: str,
     overrides: Sequence[str],
     settings: Mapping[str, Any],
@@ -306,16 +210,7 @@ def _flag(setting: str) -> str:
     return OWN_FLAGS.get(setting, f"--{setting.replace('_', '-')}")
 
 
-def _weighted(source: str) -> tuple[str, float]:
-    """`MODEL:0.8` as the model and its share; a name may have colons of its own."""
-    name, _, weight = source.rpartition(":")
-    try:
-        return (name, float(weight)) if name else (source, 1.0)
-    except ValueError:
-        return source, 1.0
-
-
-def _labelled(kind: str, sources: Sequence[str]) -> dict[str, str]:
+def labelled(kind: str, sources: Sequence[str]) -> dict[str, str]:
     """Short names for models, distinct from each other and from the stage that takes them.
 
     They head columns and are written down, where a path would tell who ran it.

@@ -195,3 +195,59 @@ def _numbered(value: Any, numbers: dict[str, str]) -> Any:
             for key, item in value.items()
         }
     return [_numbered(item, numbers) for item in value] if isinstance(value, list) else value
+
+
+SEARCHED = ("weight", "density", "gamma", "epsilon", "t", "lambda", "select_topk")
+
+
+class MergeSearchConfig(StageSettings):
+    """Look for the merge that an evaluation likes best."""
+
+    VERSION: ClassVar[int] = 1
+    OUTPUT: ClassVar[str] = "model"
+    NOT_IN_KEY: ClassVar[dict[str, Any]] = {"device": True, "pack": True}
+
+    kind: Literal["merge_search"] = "merge_search"
+    name: str = "merge_search"
+    models: tuple[MergeInput, ...] = Field(min_length=1)
+    """What is merged; a parameter that is given here is not searched for."""
+    base: str | None = None
+    """The model that task vectors are differences from."""
+    methods: tuple[MethodName, ...] = Field(("linear",), min_length=1)
+    """Methods to try."""
+    ranges: dict[str, tuple[float, float]] = Field(default_factory=lambda: {"weight": (0.0, 1.0)})
+    """Smallest and largest value of each parameter that is searched for."""
+    parameters: Parameters = Parameters()
+    """Parameters that stay."""
+    tokenizer: str | None = None
+    """The model whose vocabulary the output has, or `union`."""
+    pack: str = "demo"
+    """The evaluation: `demo`, or the folder of a pack."""
+    tasks: tuple[str, ...] = ()
+    """Only these tasks; empty is all."""
+    languages: tuple[str, ...] = ()
+    """Only these languages; empty is all."""
+    limit: int | None = Field(None, ge=1)
+    """Only the first rows of each task and language."""
+    objectives: tuple[str, ...] = Field(("all",), min_length=1)
+    """Rows of the results to maximise: a task, a language, or `all`."""
+    trials: int = Field(20, ge=1)
+    """Merges to try, beside the models themselves."""
+    device: str = "auto"
+    """Where the merging is done."""
+
+    def as_merge(self, **changes: Any) -> MergeConfig:
+        """The settings of one merge of these models."""
+        shared = {"models": self.models, "base": self.base, "parameters": self.parameters}
+        other = {"name": self.name, "tokenizer": self.tokenizer, "device": self.device}
+        return MergeConfig.model_validate({**shared, **other, **changes})
+
+    def inputs(self) -> dict[str, str]:
+        return self.as_merge().inputs()
+
+    def files(self) -> dict[str, str]:
+        return {"pack": self.pack, **self.as_merge().files()}
+
+    def key_settings(self) -> dict[str, Any]:
+        order = list(dict.fromkeys(self.inputs().values()))
+        return _numbered(super().key_settings(), {n: f"#{order.index(n)}" for n in order})
