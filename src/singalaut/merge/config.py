@@ -6,7 +6,6 @@ import math
 from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field, PlainValidator
-from pydantic_core import PydanticCustomError
 
 from singalaut.settings import Settings, StageSettings
 
@@ -51,9 +50,7 @@ def _value(raw: Any) -> float | tuple[float, ...] | tuple[Filtered, ...]:
             return tuple(map(float, raw))
         if all(isinstance(entry, dict | Filtered) for entry in raw):
             return tuple(Filtered.model_validate(entry) for entry in raw)
-    raise PydanticCustomError(
-        "merge_value", "needs a number, a list of numbers, or a list of {{ filter, value }}"
-    )
+    raise ValueError("needs a number, a list of numbers, or a list of { filter, value }")
 
 
 Value = Annotated[Any, PlainValidator(_value)]  # what `_value` returns
