@@ -81,11 +81,10 @@ def merge_settings(
     pairs = [weighted(source) for source in sources]
     names = [name.partition("+")[0] for name, _ in pairs]
     labels = _names("merge", [*names, *([base] if base else [])])
-    entries = [
-        {"from": labels[name], "weight": weight, **({"adapter": adapter} if adapter else {})}
-        for name, (source, weight) in zip(names, pairs, strict=True)
-        for adapter in [source.partition("+")[2]]
-    ]
+    entries = []
+    for name, (source, weight) in zip(names, pairs, strict=True):
+        entry = {"from": labels[name], "weight": weight, "adapter": source.partition("+")[2]}
+        entries.append({key: value for key, value in entry.items() if value not in (None, "")})
     settings = {
         "models": entries,
         "method": method,
@@ -119,13 +118,13 @@ def _names(kind: str, sources: Sequence[str]) -> dict[str, str]:
     return {source: label for label, source in labelled(kind, distinct).items()}
 
 
-def weighted(source: str) -> tuple[str, float]:
-    """`MODEL:0.8` as the model and its share; a name may have colons of its own."""
+def weighted(source: str) -> tuple[str, float | None]:
+    """`MODEL:0.8` as the model and its share, if it has one; a name may have colons of its own."""
     name, _, weight = source.rpartition(":")
     try:
-        return (name, float(weight)) if name else (source, 1.0)
+        return (name, float(weight)) if name else (source, None)
     except ValueError:
-        return source, 1.0
+        return source, None
 
 
 def merge_search(
