@@ -11,8 +11,8 @@ from importlib.metadata import version
 
 import pytest
 
-from singalaut.cli.show import table
 from singalaut.cli.merging import weighted
+from singalaut.cli.show import table
 from singalaut.cli.stages import labelled
 from singalaut.recipe.load import load_recipe, parse_recipe
 
