@@ -23,13 +23,18 @@ SMALL_NORM = 1e-8
 SMALL_PRODUCT = 1e-6  # of the norms of two task vectors; also of Model Stock's denominator
 
 
-def inner_products(tensors: Sequence[Float[Tensor, "rows columns"]]) -> Float[Tensor, "n n"]:
-    """⟨x_i, x_j⟩ over all entries."""
-    flat = [tensor.reshape(-1) for tensor in tensors]
-    gram = torch.empty(len(flat), len(flat), dtype=torch.float64)
-    for i, x in enumerate(flat):
-        for j, y in enumerate(flat[: i + 1]):
-            gram[i, j] = gram[j, i] = torch.dot(x, y).double()
+def inner_products(
+    tensors: Sequence[Float[Tensor, "rows columns"]], spare: Float[Tensor, "rows columns"]
+) -> Float[Tensor, "n n"]:
+    """⟨x_i, x_j⟩ over all entries; `spare` is overwritten.
+
+    The library's own product of vectors has too few digits for tensors that are nearly parallel;
+    its sum adds in pairs.
+    """
+    gram = torch.empty(len(tensors), len(tensors), dtype=torch.float64)
+    for i, x in enumerate(tensors):
+        for j, y in enumerate(tensors[: i + 1]):
+            gram[i, j] = gram[j, i] = torch.mul(x, y, out=spare).sum().double()
     return gram
 
 
@@ -54,7 +59,8 @@ def products_of_blocks(blocks: Blocks, task_vectors: bool) -> Float[Tensor, "n n
     """The inner products of whole tensors, or of their differences from the base."""
 
     def measure(index: int, rows: Rows) -> Tensor:
-        return inner_products(rows.task_vectors() if task_vectors else rows.models)
+        tensors = rows.task_vectors() if task_vectors else rows.models
+        return inner_products(tensors, rows.spare("product"))
 
     return total(blocks, measure)
 
