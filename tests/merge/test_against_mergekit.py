@@ -13,6 +13,7 @@ import json
 import os
 import shutil
 import subprocess
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -27,6 +28,7 @@ from singalaut.merge.stream import run_merge
 from singalaut.model.gemma3 import Gemma3, initialise
 from singalaut.model.hf import save_model
 from singalaut.model.lora import adapters, add_adapter, save_adapter
+from singalaut.text.tokenizer import Tokenizer
 
 PYTHON = os.environ.get("MERGEKIT_PYTHON")
 pytestmark = pytest.mark.skipif(PYTHON is None, reason="`MERGEKIT_PYTHON` is not set")
@@ -147,7 +149,7 @@ def run_ours(file: Path, folder: Path, tmp_path: Path, seed: int = 0) -> Path:
     config = MergeConfig.model_validate(settings)
     work = tmp_path / f"ours-{seed}"
     shutil.rmtree(work, ignore_errors=True)
-    work.mkdir()
+    work.mkdir(parents=True)
     models = {label: folder / name for label, name in config.inputs().items()}
     updates = {label: folder / name for label, name in config.files().items()}
     run_merge(config, models=models, adapters=updates, work=Work(work), seed=seed)
@@ -240,3 +242,43 @@ def test_adapters(tiny_models, tiny_config, tmp_path, dtype):
     plain = weights(run_ours(file, tiny_models, tmp_path, seed=1))
     changed = "model.layers.0.mlp.up_proj.weight"
     assert not torch.equal(plain[changed], ours[changed])
+
+
+@pytest.mark.parametrize("source", ["union", "base", "longer"])
+def test_vocabularies(source, tmp_path, tiny_config, tiny_vocabulary):
+    """Rows of the embedding by the text of their tokens; theirs has none beyond the tokens."""
+    tokens, scores, types = tiny_vocabulary
+    longer = ([*tokens, "▁mak", "<tool>"], [*scores, min(scores[-9:]) - 1, 0.0], [*types, 1, 3])
+    shorter = tuple(column[:-2] for column in tiny_vocabulary)
+    for seed, (label, vocabulary) in enumerate(
+        {"base": tiny_vocabulary, "longer": longer, "shorter": shorter}.items()
+    ):
+        tokenizer = Tokenizer.from_vocabulary(*vocabulary)
+        config = replace(tiny_config, vocab_size=tokenizer.vocab_size)
+        save_model(initialise(Gemma3(config), seed=seed), tmp_path / label, torch.float32)
+        tokenizer.save(tmp_path / label)
+    config = {
+        "merge_method": "ties",
+        "base_model": "base",
+        "models": [
+            {"model": "longer", "parameters": {"weight": 0.6, "density": 0.5}},
+            {"model": "shorter", "parameters": {"weight": 0.4, "density": 0.9}},
+        ],
+        "dtype": "float32",
+        "tokenizer_source": source,
+    }
+    run_theirs({"vocabulary": config}, tmp_path)
+    ours = run_ours(tmp_path / "theirs-vocabulary.yml", tmp_path, tmp_path / "ours")
+    found, wanted = rows_by_token(ours), rows_by_token(tmp_path / "theirs-vocabulary")
+    assert found.keys() == wanted.keys()
+    different = [t for t in found if (found[t] - wanted[t]).abs().max() > 1e-6]
+    print(f"{source}: {len(found)} tokens, rows of {len(different)} differ")
+    assert not different
+
+
+def rows_by_token(folder: Path) -> dict[str, torch.Tensor]:
+    rows = weights(folder)[EMBEDDING]
+    vocabulary = json.loads((folder / "tokenizer.json").read_text())
+    ids = dict(vocabulary["model"]["vocab"])
+    ids |= {entry["content"]: entry["id"] for entry in vocabulary["added_tokens"]}
+    return {token: rows[index] for token, index in ids.items()}

@@ -4,6 +4,10 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
+import shutil
+import subprocess
+import sys
 from dataclasses import replace
 
 import pytest
@@ -15,8 +19,9 @@ from singalaut.errors import CheckpointError, MachineError
 from singalaut.merge import stream
 from singalaut.merge.config import MergeConfig
 from singalaut.merge.stream import run_merge
+from singalaut.model.config import Gemma3Config
 from singalaut.model.gemma3 import Gemma3, initialise
-from singalaut.model.hf import load_model, save_model
+from singalaut.model.hf import load_model, parameter_shapes, save_model, save_weights
 from singalaut.model.lora import adapters, add_adapter, load_adapter, merge_adapter, save_adapter
 
 
@@ -238,3 +243,37 @@ def test_inputs_are_never_written_to(models):
     before = hashes(models / "a"), hashes(models / "base")
     merge(models, **TIES)
     assert (hashes(models / "a"), hashes(models / "base")) == before
+
+
+def test_memory_does_not_grow_with_the_model(tmp_path):
+    """Five times the layers, three models read by TIES and one written: the same peak."""
+    code = """
+import resource, sys
+from pathlib import Path
+from singalaut.artifact import Work
+from singalaut.merge.config import MergeConfig
+from singalaut.merge.stream import run_merge
+folder = Path(sys.argv[1])
+config = MergeConfig.model_validate(
+    {"models": [{"from": "a", "density": 0.5}, {"from": "b", "density": 0.3}], "base": "base",
+     "method": "ties", "threads": 3})
+work = Work(folder / "work")
+work.path.mkdir()
+models = {label: folder / "model" for label in config.inputs()}
+run_merge(config, models=models, adapters={}, work=work, seed=0)
+print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
+"""
+    peaks = []
+    for layers in (2, 10):
+        shape = Gemma3Config(512, 4096, layers, 4, 1, 128, 128.0, 8, 512, 512)
+        folder = tmp_path / str(layers)
+        noise = torch.randn(1 << 21, generator=torch.Generator().manual_seed(0))
+        weights = (noise[: math.prod(s)].view(s) for s in parameter_shapes(shape).values())
+        save_weights(folder / "model", shape, torch.bfloat16, weights)
+        done = subprocess.run(
+            [sys.executable, "-c", code, folder], capture_output=True, text=True, check=True
+        )
+        peaks.append(int(done.stdout) / 1e3)
+        size = (folder / "model" / "model.safetensors").stat().st_size / 1e6
+        shutil.rmtree(folder)
+    assert size > 120 and peaks[1] - peaks[0] < 30, (peaks, size)

@@ -75,7 +75,7 @@ def run_merge(
         job = Job(output, dtype, Buffers(device), seed, sources, control)
         pieces = _in_order(make_pieces(config, given, output.shape), sources)
         report = Report(config.method, given.get("base", first).settings.source)
-        threads = config.threads or len(os.sched_getaffinity(0)) + EXTRA_THREADS
+        threads = config.threads or (os.cpu_count() or 1) + EXTRA_THREADS
         _write_weights(folder, pieces, job, int(config.shard_gb * 1e9), threads, report)
         output.write_files(folder, dtype)
     names = list(dict.fromkeys(entry.settings.source for entry in given.values()))

@@ -6,6 +6,8 @@ about to be read, and is written back in bursts; direct writes of whole megabyte
 
 from __future__ import annotations
 
+import errno
+import fcntl
 import mmap
 import os
 from pathlib import Path
@@ -60,12 +62,23 @@ class SequentialFile:
             done = 0
             while done < count:
                 with memoryview(self._buffer)[done:count] as rest:
-                    done += os.pwrite(self._file, rest, self._written + done)
+                    done += self._write_at(rest, self._written + done)
         except OSError as error:
             error.filename = error.filename or str(self.path)
             raise from_os_error(error) from error
         self._written += count
         self._filled = 0
+
+    def _write_at(self, data: memoryview, position: int) -> int:
+        try:
+            return os.pwrite(self._file, data, position)
+        except OSError as error:
+            flags = fcntl.fcntl(self._file, fcntl.F_GETFL)
+            if error.errno != errno.EINVAL or not flags & DIRECT:
+                raise
+            # the file system takes the flag but not the writes, or not at this position
+            fcntl.fcntl(self._file, fcntl.F_SETFL, flags & ~DIRECT)
+            return os.pwrite(self._file, data, position)
 
     def __enter__(self) -> SequentialFile:
         return self
