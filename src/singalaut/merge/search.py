@@ -3,7 +3,7 @@
 The evaluation is a function from a model directory to scores by name; this file knows nothing
 else of it. Each trial is proposed from the trials before it alone, merged, evaluated, written down
 and forgotten, so a killed search goes on and ends as it would have. What has been evaluated once,
-in this search or another, is not evaluated again.
+in this search or another, is not evaluated again: scores are kept in the user's cache.
 """
 
 from __future__ import annotations
@@ -26,7 +26,6 @@ from singalaut.merge.config import SEARCHED, MergeConfig, MergeSearchConfig
 from singalaut.merge.front import Trial, best, front, write_page
 from singalaut.merge.methods import METHODS
 from singalaut.merge.stream import run_merge
-from singalaut.progress import progress
 
 log = logging.getLogger("singalaut")
 FIRST_AT_RANDOM = 6  # trials before the sampler has something to learn from
@@ -66,15 +65,14 @@ def run_merge_search(
     _check(config)
     search = Search(config, seed, [Trial.from_row(row) for row in work.metrics() if "trial" in row])
     references = _references(config, inputs, work, evaluate)
-    with progress("merge search", config.trials, "trial") as bar:
-        bar.advance(len(search.trials))
-        while len(search.trials) < config.trials:
-            trial = _run_trial(search, inputs, work, evaluate)
-            search.trials.append(trial)
-            work.log(**trial.as_row())
-            known = [t for t in search.trials if t.error is None]
-            figures = {"best": f"{best(known).mean:.2f}"} if known else {}
-            bar.advance(1, **figures)
+    if search.trials:
+        log.info("%d trials were made before", len(search.trials))
+    while len(search.trials) < config.trials:
+        trial = _run_trial(search, inputs, work, evaluate)
+        search.trials.append(trial)
+        work.log(**trial.as_row())
+        told = trial.error or trial.summary()
+        log.info("trial %d of %d, %.1f s: %s", trial.number, config.trials, trial.seconds, told)
     done = [trial for trial in search.trials if trial.error is None]
     if not done:
         raise RecipeError(
@@ -156,7 +154,6 @@ def _run_trial(search: Search, inputs: Inputs, work: Work, evaluate: Evaluate) -
         if problem.exit_code == MachineError.exit_code:
             raise
         found, error, cached = {}, problem.what, False
-        log.warning("trial %d cannot be used: %s", number, problem.what)
     finally:
         shutil.rmtree(folder, ignore_errors=True)
     seconds = round(time.monotonic() - begin, 2)
