@@ -157,6 +157,8 @@ def test_what_is_refused(models):
     with pytest.raises(RecipeError, match="gives no score `thai`") as error:
         search(models, "a1", judge, objectives=["thai"])
     assert "`near`, `b`, `all`" in str(error.value)
+    with pytest.raises(RecipeError, match="`ties` needs a base"):
+        search(models, "a4", judge, methods=["linear", "ties"])
     with pytest.raises(RecipeError, match="`density` cannot be searched for with linear"):
         search(models, "a2", judge, ranges={"density": (0, 1)})
     with pytest.raises(RecipeError, match=r"ends before it begins: 1\.0, 0\.5"):

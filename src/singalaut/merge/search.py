@@ -25,6 +25,8 @@ from singalaut.errors import MachineError, RecipeError, SingalautError
 from singalaut.merge.config import SEARCHED, MergeConfig, MergeSearchConfig
 from singalaut.merge.front import Trial, best, front, write_page
 from singalaut.merge.methods import METHODS
+from singalaut.merge.parameters import check_known
+from singalaut.merge.plan import check_inputs
 from singalaut.merge.stream import run_merge
 
 log = logging.getLogger("singalaut")
@@ -88,7 +90,7 @@ def run_merge_search(
 
 
 def _check(config: MergeSearchConfig) -> None:
-    """Raises RecipeError for a range that is none, and MachineError without the library."""
+    """Raises RecipeError for settings no trial could have, and MachineError without the library."""
     known = {name for m in config.methods for name in (*METHODS[m].of_models, *METHODS[m].shared)}
     for name, (low, high) in config.ranges.items():
         if name not in SEARCHED or name not in known:
@@ -102,6 +104,10 @@ def _check(config: MergeSearchConfig) -> None:
                 f"the range of `{name}` ends before it begins: {low}, {high}",
                 where=f"{config.name}.ranges",
             )
+    for method in config.methods:
+        example = _settings(config, method, {})
+        check_inputs(example)
+        check_known(example)
     try:
         import optuna  # noqa: F401
     except ImportError:
