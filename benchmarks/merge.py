@@ -5,7 +5,7 @@ out of the system's cache; a copy of one of them by `cp`, put on the disk, is ti
 rounds. Then a pair of the 12B shape, with as many layers as the free space allows, is merged by us
 alone: its memory is what matters.
 
-    python benchmarks/merge.py --peer PYTHON [--folder DIR] [--repeats 3] [--skip-large]
+    python benchmarks/merge.py --peer PYTHON [--folder DIR] [--repeats 3] [--only pair|large]
 
 `PYTHON` has mergekit. Everything is made below DIR and removed again.
 """
@@ -87,22 +87,24 @@ FOR_PEER = {
 
 def main() -> None:
     parser = argparse.ArgumentParser()
-    parser.add_argument("--peer", required=True)
+    parser.add_argument("--peer")
     parser.add_argument("--folder", type=Path, default=None)
     parser.add_argument("--repeats", type=int, default=3)
-    parser.add_argument("--skip-large", action="store_true")
+    parser.add_argument("--only", choices=["pair", "large"])
     given = parser.parse_args()
-    with tempfile.TemporaryDirectory(dir=given.folder) as name:
-        rows = pair(Path(name), given.peer, given.repeats)
-    if not given.skip_large:
+    if given.only != "large":
+        if given.peer is None:
+            parser.error("--peer is needed, a Python that has mergekit")
         with tempfile.TemporaryDirectory(dir=given.folder) as name:
-            rows += large(Path(name))
-    write_table(rows)
+            size = make_models(Path(name), PAIR)
+            write_table("merge", pair_rows(pair(Path(name), given.peer, given.repeats), size))
+    if given.only != "pair":
+        with tempfile.TemporaryDirectory(dir=given.folder) as name:
+            write_table("merge-large", large(Path(name)))
 
 
-def pair(folder: Path, peer: str, repeats: int) -> list[tuple[str, ...]]:
-    """Both programs and `cp` on the 4 GB pair, in turn."""
-    size = make_models(folder, PAIR)
+def pair(folder: Path, peer: str, repeats: int) -> dict[str, list[tuple[float, ...]]]:
+    """Seconds, processor seconds and memory of both programs and of `cp`, in turn."""
     found: dict[str, list[tuple[float, ...]]] = {}
     for number in range(repeats):
         rounds = {
@@ -116,6 +118,11 @@ def pair(folder: Path, peer: str, repeats: int) -> list[tuple[str, ...]]:
             forget(folder)
             found.setdefault(label, []).append(run())
             print(number, label, found[label][-1], file=sys.stderr, flush=True)
+    return found
+
+
+def pair_rows(found: dict[str, list[tuple[float, ...]]], size: int) -> list[tuple[str, ...]]:
+    """The rows of the table, of models of `size` bytes each."""
     moved = {"copy": 2 * size, "linear": 3 * size}
     rates = {label: [moved[label] / r[0] / 1e9 for r in found[label]] for label in moved}
     ratio = [a / b for a, b in zip(rates["linear"], rates["copy"], strict=True)]
@@ -253,8 +260,8 @@ def spread(values: list[float]) -> str:
     return f"{middle:.2f} ({min(values):.2f}–{max(values):.2f})"
 
 
-def write_table(rows: list[tuple[str, ...]]) -> None:
-    """Replace the part of docs/performance.md that belongs to this script."""
+def write_table(part: str, rows: list[tuple[str, ...]]) -> None:
+    """Replace a part of docs/performance.md that belongs to this script."""
     machine, versions = hardware(), package_versions()
     head = (
         f"{machine['cpu']}, {machine['cores']} cores, {machine['memory_gib']} GiB; "
@@ -266,7 +273,7 @@ def write_table(rows: list[tuple[str, ...]]) -> None:
     text = "\n".join(lines)
     print(text)
     file = ROOT / "docs" / "performance.md"
-    begin, end = "<!-- merge -->", "<!-- /merge -->"
+    begin, end = f"<!-- {part} -->", f"<!-- /{part} -->"
     pattern = re.compile(f"{begin}.*{end}", re.S)
     file.write_text(pattern.sub(lambda _: f"{begin}\n{text}\n{end}", file.read_text()))
 
