@@ -66,7 +66,7 @@ def dequantize_packed(
 ) -> Float[Tensor, "rows columns"]:
     """Integer · scale of its group, in the dtype of the scale; groups of a row are equally long."""
     rows, groups = scale.shape
-    values = unpack_integers(packed, columns, bits).reshape(rows, groups, -1)
+    values = unpack_integers(packed, columns, bits).reshape(rows, groups, columns // groups)
     return (values * scale.float()[..., None]).reshape(rows, columns).to(scale.dtype)
 
 
