@@ -28,8 +28,8 @@ def _with_file(part: Any, folder: Path, where: str) -> Any:
     source = part[key] if key is not None else None
     if isinstance(source, dict):
         source = source.get("url")
-    if not isinstance(source, str) or key == "base64" or ":" in source[:12]:
-        return part  # bytes, a `data:` URI, or what is refused where it is read
+    if not isinstance(source, str) or key == "base64" or not _is_name(source):
+        return part  # a `data:` URI, or what is refused where it is read
     file = folder / source
     if not file.resolve().is_relative_to(folder.resolve()):
         raise DataError(
@@ -44,3 +44,7 @@ def _with_file(part: Any, folder: Path, where: str) -> Any:
             hint="name it relative to the file of rows, or give a `data:` URI",
         )
     return {"type": "image", "image": file}
+
+
+def _is_name(source: str) -> bool:
+    return not source.startswith("data:") and "://" not in source
