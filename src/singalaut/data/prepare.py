@@ -26,7 +26,7 @@ from singalaut.data.pieces import Summary, summary_from
 from singalaut.data.report import make_report, reasons
 from singalaut.data.seal import Tokens, close, decide, gather
 from singalaut.data.sources import Piece, cut, find_files
-from singalaut.data.tokenise import Job, Sight, SourceJob
+from singalaut.data.tokenise import Job, Sight, SourceJob, open_tools
 from singalaut.data.workers import CLOSING, forget_claims, run_pieces
 from singalaut.errors import DataError
 from singalaut.progress import progress
@@ -37,6 +37,7 @@ log = logging.getLogger("singalaut")
 WAIT_SECONDS = 600.0
 LOOK_EVERY_SECONDS = 0.5
 EXCERPT_TOKENS = 60
+MOST_TOLD = 20  # reasons that are logged one by one
 
 
 def run_prepare(
@@ -252,6 +253,7 @@ def _tokenised(
             speed = rows / max(time.monotonic() - bar.begin, 1e-9)
             bar.advance(rows=f"{rows:,}", speed=f"{speed:,.0f} rows/s")
             check_faults(config, summaries, pieces)
+    open_tools.cache_clear()  # a stage that goes on in this process wants the memory
     return summaries
 
 
@@ -299,10 +301,13 @@ def tell(report: dict[str, Any]) -> None:
         f"{report['rows']:,}",
         f"{report['tokens']:,}",
     )
-    for entry in reasons(report):
+    left_out = reasons(report)
+    for entry in left_out[:MOST_TOLD]:
         log.warning(
             "left out: %s rows of %s: %s", f"{entry['rows']:,}", entry["source"], entry["reason"]
         )
+    if len(left_out) > MOST_TOLD:
+        log.warning("left out: %d more reasons, in the report", len(left_out) - MOST_TOLD)
     for source in report["sources"]:
         for lost in source["lost"]:
             log.warning(

@@ -82,6 +82,8 @@ def cut(source: int, file: Path, piece_bytes: int = PIECE_BYTES) -> list[Piece]:
     try:
         stat = file.stat()
         if file.suffix in COMPRESSED:
+            if file.suffix == ".zst":
+                readers.arrow()  # if it is missing, it shall be told before anything is read
             spans = [(0, 1, stat.st_size)]
         elif kind in (".jsonl", ".ndjson"):
             starts = range(0, max(1, stat.st_size), piece_bytes)
