@@ -9,6 +9,9 @@ import pytest
 
 from singalaut import artifact
 
+if not Path("/dev/nvidia0").exists():
+    os.environ["TRITON_INTERPRET"] = "1"  # before anything imports triton
+
 
 @pytest.fixture(scope="session")
 def real_gguf() -> Path:

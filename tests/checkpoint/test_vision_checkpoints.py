@@ -59,7 +59,9 @@ def test_an_adapter_is_folded_into_a_model_that_sees(seeing_model, tmp_path):
 
 def test_merging_keeps_the_vision_part(seeing_model, tmp_path):
     inputs = [{"from": "a", "weight": 0.3}, {"from": "b", "weight": 0.7}]
-    run_merge(MergeConfig(models=inputs), models=[seeing_model] * 2, work=Work(tmp_path))
+    models = {"models.0": seeing_model, "models.1": seeing_model}
+    config = MergeConfig(models=inputs)
+    run_merge(config, models=models, adapters={}, work=Work(tmp_path), seed=0)
     wanted, found = load_model(seeing_model), load_model(tmp_path / "model")
     assert found.config == wanted.config
     for name, parameter in wanted.named_parameters():

@@ -40,24 +40,26 @@ def check_embed(device: str, dtype: torch.dtype, width: int = 96) -> None:
     )
     last = torch.tensor([7, 9, 11, 49], dtype=torch.int32, device=device)
     slots = torch.tensor([3, 0], dtype=torch.int32, device=device)
-    x, h = (torch.empty(2, width, dtype=dtype, device=device) for _ in range(2))
+    x = torch.empty(2, width, device=device)
+    h = torch.empty(2, width, dtype=dtype, device=device)
     scale = float(torch.tensor(width**0.5, dtype=dtype))
     embed(last, slots, table, scale, weight, EPS, x, h)
     wanted = table[[49, 7]] * torch.tensor(scale, dtype=dtype, device=device)
-    assert torch.equal(x, wanted)
+    assert torch.equal(x, wanted.float())
     close(h, norm(weight)(wanted), dtype)
     embed(last[:2], None, table, scale, weight, EPS, x, h)
-    assert torch.equal(x, table[[7, 9]] * torch.tensor(scale, dtype=dtype, device=device))
+    assert torch.equal(x, (table[[7, 9]] * torch.tensor(scale, dtype=dtype, device=device)).float())
 
 
 def check_add_norms(device: str, dtype: torch.dtype, width: int = 96) -> None:
     from singalaut.generate.kernels.elementwise import add_norms
 
-    x, y, h = (draw(5, width, dtype=dtype, device=device, seed=i) for i in range(3))
+    x = draw(5, width, dtype=torch.float32, device=device)
+    y, h = (draw(5, width, dtype=dtype, device=device, seed=i) for i in (1, 2))
     post, following = (draw(width, dtype=dtype, device=device, seed=i) for i in (3, 4))
-    wanted = x + norm(post)(y)
+    wanted = x + norm(post)(y, torch.float32)
     add_norms(x, y, post, following, EPS, h)
-    close(x, wanted, dtype)
+    close(x, wanted, torch.float32)
     close(h, norm(following)(wanted), dtype)
 
 
@@ -113,9 +115,7 @@ def check_attention(
     heads = key_heads * group
     qkv = draw(len(lengths), (heads + 2 * key_heads) * width, dtype=dtype, device=device, seed=7)
     out = torch.full((len(lengths), heads * width), float("nan"), dtype=dtype, device=device)
-    scratch = AttentionScratch(
-        len(lengths) * key_heads * splits, width, dtype, torch.device(device)
-    )
+    scratch = AttentionScratch(len(lengths) * key_heads * splits, width, torch.device(device))
     for _ in range(2):  # counters must be back at zero
         attend(
             qkv,
@@ -263,25 +263,24 @@ def _answer(prompt: list[int], params, key: int, written: int):
 def check_single(device: str, dtype: torch.dtype, width: int = 160, inner: int = 96) -> None:
     from singalaut.generate.kernels import single
 
-    x, y = draw(width, dtype=dtype, device=device), draw(width, dtype=dtype, device=device, seed=1)
+    x = draw(width, dtype=torch.float32, device=device)
+    y = draw(width, dtype=dtype, device=device, seed=1)
     post, following = (draw(width, dtype=dtype, device=device, seed=i) for i in (2, 3))
     weight = draw(2 * inner, width, dtype=dtype, device=device, seed=4) / width**0.5
-    new_x = x + norm(post)(y)
+    new_x = x + norm(post)(y, torch.float32)
     h = norm(following)(new_x)
     for gated in (False, True):
         count = inner if gated else 2 * inner
         out = torch.empty(count, dtype=dtype, device=device)
         found_x = torch.empty_like(x)
-        programs = single.programs_of_norm_matvec(count, gated=gated)
-        scratch = torch.empty(programs, width, dtype=dtype, device=device)
-        single.norm_matvec(x, y, post, following, EPS, found_x, weight, out, scratch, gated=gated)
+        single.norm_matvec(x, y, post, following, EPS, found_x, weight, out, gated=gated)
         wanted = weight @ h
         if gated:
             gate, up = wanted.chunk(2)
             wanted = torch.nn.functional.gelu(gate, approximate="tanh") * up
-        close(found_x, new_x, dtype)
+        close(found_x, new_x, torch.float32)
         close(out, wanted, dtype)
-    found_h = torch.empty_like(x)
+    found_h = torch.empty_like(h)
     single.add_norms_row(x, y, post, following, EPS, found_x, found_h)
     close(found_h, h, dtype)
     logits = torch.empty(2 * inner, dtype=torch.float32, device=device)
@@ -312,9 +311,10 @@ def check_attend_row(
         t[0, 0, :, : width // 2].contiguous()
         for t in rotation(torch.arange(length + 1, device=device)[None], width, 1e4, 1.0, dtype)
     )
-    scratch = AttentionScratch(key_heads * splits, width, dtype, torch.device(device))
+    scratch = AttentionScratch(key_heads * splits, width, torch.device(device))
     found = torch.empty(1, heads * width, dtype=dtype, device=device)
-    store, before = paged.store.clone(), qkv.clone()
+    next_weight = draw(64, 1024, dtype=dtype, device=device)
+    store, before_store, before = paged.store.clone(), paged.store.clone(), qkv.clone()
     where = (paged.positions, paged.slots, paged.table)
     for _ in range(2):
         attend_row(
@@ -330,10 +330,12 @@ def check_attend_row(
             width**-0.5,
             window,
             splits,
+            next_weight,
         )
     assert torch.equal(qkv, before) and not scratch.counters.any()
     finish_qkv(qkv, *weights, EPS, cos, sin, *where, *paged.store, heads, positions_by_slot=True)
     wanted = torch.empty_like(found)
     attend(qkv, *paged.store, wanted, None, *where, width**-0.5, window, 1, positions_by_slot=True)
-    assert torch.equal(store, paged.store)
+    torch.testing.assert_close(store, paged.store)  # in float32 sums may be taken in another order
+    assert (store != before_store).sum() <= 2 * key_heads * width
     close(found, wanted, dtype)

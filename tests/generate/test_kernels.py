@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import os
-
 import pytest
 import torch
 
 if torch.cuda.is_available():
     pytest.skip("tests/gpu runs these on the device", allow_module_level=True)
-os.environ["TRITON_INTERPRET"] = "1"  # before the kernels are defined
 pytest.importorskip("triton")
 
 import kernel_cases as cases

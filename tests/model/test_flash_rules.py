@@ -12,7 +12,6 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from reduced_shapes import VISION, reduced_seeing
-from torch.nn.attention import varlen
 
 from singalaut.model import attention
 from singalaut.model.attention import Dense, Packed, visible
@@ -59,6 +58,7 @@ def by_definition(query, key, value, cu_q, cu_k, scale, window, grad=None):
 @pytest.fixture(autouse=True, scope="module")
 def kernel():
     """The operator of the kernel on a CPU, where it has none of its own."""
+    from torch.nn.attention import varlen
 
     def forward(query, key, value, cu_q, cu_k, max_q, max_k, causal=False, scale=None, *rest):
         assert max_q >= int(cu_q.diff().max()) and max_k >= int(cu_k.diff().max())

@@ -13,7 +13,7 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperGroup
 
-from singalaut.cli import data, doctor, models, recipes, stages, talk
+from singalaut.cli import data, doctor, merging, models, recipes, stages, talk
 from singalaut.cli.logs import start_logging
 
 STOPPED = "stopped; finished stages and checkpoints are kept, run the same command to go on"
@@ -22,6 +22,11 @@ EXIT_STOPPED = 130  # 128 + SIGINT, as shells count
 
 class Commands(TyperGroup):
     """The group of all commands; an error in any of them ends here."""
+
+    def resolve_command(self, ctx: Any, args: list[str]) -> Any:
+        if args[:2] == ["merge", "search"]:  # a command of two words, beside `merge MODEL…`
+            args = ["merge search", *args[2:]]
+        return super().resolve_command(ctx, args)
 
     def invoke(self, ctx: Any) -> Any:
         try:
@@ -104,7 +109,8 @@ data_app = typer.Typer(no_args_is_help=True, rich_markup_mode=None, help="Look a
 data_app.command("report")(data.report)
 app.add_typer(data_app, name="data")
 app.command("sft")(stages.sft)
-app.command("merge")(stages.merge)
+app.command("merge")(merging.merge)
+app.command("merge search")(merging.merge_search)
 app.command("eval")(stages.evaluate)
 app.command("generate")(talk.generate)
 app.command("chat")(talk.chat)

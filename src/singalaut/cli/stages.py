@@ -1,4 +1,4 @@
-"""Commands that run one stage, of a recipe or from options: prepare, sft, merge, eval.
+"""Commands that run one stage: prepare, sft, eval; and what `merge` shares with them.
 
 Options make a recipe of one stage, so that both ways run the same code and give the same artifact.
 """
@@ -15,6 +15,7 @@ from singalaut.cli.recipes import SetOption
 
 if TYPE_CHECKING:
     from singalaut.recipe.lines import KeyPath
+    from singalaut.recipe.schema import Recipe
 
 MODEL_HELP = "A model directory, a stage's folder, a hub id, a GGUF file or `demo:gemma-3-270m`."
 NAMED_HELP = MODEL_HELP[:-1] + "; or RECIPE.toml:STAGE."
@@ -70,7 +71,7 @@ def prepare(
     flags = {"--model": model, "--seed": None, "--output": output}
     models = {} if model is None else {"base": model}
     run = join_stage if join else None
-    made = _run("prepare", recipe, stage, overrides, settings, models, flags, run)
+    made = run_stage("prepare", recipe, stage, overrides, settings, models, flags, run)
     print(shown(made.folder if join else made.path))
 
 
@@ -101,32 +102,7 @@ def sft(
     }
     flags = {"--model": model, "--seed": seed, "--output": output}
     models = {} if model is None else {"base": model}
-    made = _run("sft", recipe, stage, overrides, settings, models, flags)
-    print(shown(made.path))
-
-
-def merge(
-    sources: Annotated[
-        list[str] | None,
-        typer.Argument(metavar="MODEL:WEIGHT", help="Models with their shares."),
-    ] = None,
-    recipe: RecipeOption = None,
-    stage: StageOption = None,
-    overrides: SetOption = [],  # noqa: B006 - typer copies it
-    seed: SeedOption = None,
-    output: OutputOption = None,
-) -> None:
-    """Combine models into one; prints the folder of the result."""
-    from singalaut.recipe.plan import shown
-
-    weighted = [_weighted(source) for source in sources or ()]
-    models = _labelled("merge", [name for name, _ in weighted])
-    entries = [
-        {"from": label, "weight": weight}
-        for label, (_, weight) in zip(models, weighted, strict=True)
-    ]
-    flags = {"--seed": seed, "--output": output}
-    made = _run("merge", recipe, stage, overrides, {"models": entries}, models, flags)
+    made = run_stage("sft", recipe, stage, overrides, settings, models, flags)
     print(shown(made.path))
 
 
@@ -147,7 +123,7 @@ def evaluate(
     from singalaut.cli.show import results
     from singalaut.recipe.plan import shown
 
-    models = _labelled("evaluate", model)
+    models = labelled("evaluate", model)
     settings = {
         "models": list(models),
         "pack": pack,
@@ -157,11 +133,11 @@ def evaluate(
         "batch_size": batch_size,
     }
     flags = {"--seed": seed, "--output": output}
-    made = _run("evaluate", recipe, stage, overrides, settings, models, flags)
+    made = run_stage("evaluate", recipe, stage, overrides, settings, models, flags)
     print(f"{results(made.path)}\n\n{shown(made.path)}")
 
 
-def _run(
+def run_stage(
     kind: str,
     recipe_file: Path | None,
     stage: str | None,
@@ -221,13 +197,44 @@ def _run_from_options(
     flags: Mapping[str, Any],
     run: RunStage | None,
 ) -> Any:
+    from singalaut.recipe.run import run_one_stage
+
+    recipe, models = _recipe(kind, overrides, settings, models, flags)
+    name = recipe.stage[0].name
+    root = Path(recipe.output)
+    return (run or run_one_stage)(recipe, name, Path(), models=models, root=root)
+
+
+def as_recipe(
+    kind: str,
+    overrides: Sequence[str],
+    settings: Mapping[str, Any],
+    models: Mapping[str, str],
+    flags: Mapping[str, Any],
+) -> str:
+    """What the options describe, as a recipe."""
+    from singalaut.recipe.write import recipe_toml
+
+    recipe, models = _recipe(kind, overrides, settings, models, flags)
+    base = models.pop("base", recipe.model.base)
+    model = recipe.model.model_copy(update={"base": base, "others": models})
+    return recipe_toml(recipe.model_copy(update={"model": model}))
+
+
+def _recipe(
+    kind: str,
+    overrides: Sequence[str],
+    settings: Mapping[str, Any],
+    models: Mapping[str, str],
+    flags: Mapping[str, Any],
+) -> tuple[Recipe, dict[str, str]]:
+    """A recipe of one stage, and the models behind the names in it."""
     from singalaut.errors import RecipeError
     from singalaut.recipe.load import parse_recipe
-    from singalaut.recipe.run import run_one_stage
 
     models = {label: _stage_output(source) for label, source in models.items()}
     if not models:
-        command = "eval" if kind == "evaluate" else kind
+        command = {"evaluate": "eval", "merge_search": "merge search"}.get(kind, kind)
         raise RecipeError("no model is given", hint=f"see `singalaut {command} --help`")
     given = {name: value for name, value in settings.items() if value not in (None, [])}
     data = {
@@ -239,10 +246,7 @@ def _run_from_options(
     }
     places: dict[KeyPath, str] = {("stage", 0, name): _flag(name) for name in settings}
     places[("seed",)] = "--seed"
-    recipe = parse_recipe(data, overrides, places=places, models=models)
-    name = recipe.stage[0].name
-    root = Path(recipe.output)
-    return (run or run_one_stage)(recipe, name, Path(), models=models, root=root)
+    return parse_recipe(data, overrides, places=places, models=models), dict(models)
 
 
 def data_source(place: str) -> dict[str, str]:
@@ -266,16 +270,7 @@ def _flag(setting: str) -> str:
     return OWN_FLAGS.get(setting, f"--{setting.replace('_', '-')}")
 
 
-def _weighted(source: str) -> tuple[str, float]:
-    """`MODEL:0.8` as the model and its share; a name may have colons of its own."""
-    name, _, weight = source.rpartition(":")
-    try:
-        return (name, float(weight)) if name else (source, 1.0)
-    except ValueError:
-        return source, 1.0
-
-
-def _labelled(kind: str, sources: Sequence[str]) -> dict[str, str]:
+def labelled(kind: str, sources: Sequence[str]) -> dict[str, str]:
     """Short names for models, distinct from each other and from the stage that takes them.
 
     They head columns and are written down, where a path would tell who ran it.

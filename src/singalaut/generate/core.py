@@ -179,7 +179,7 @@ class Core:
         image_id = self.tokenizer.image_ids[2] if self.tokenizer.image_ids else None
         parts = (self.model, self.images, self.cache, tables, self.tokenizer.vocab_size, image_id)
         self.runner: PlainRunner | FastRunner = PlainRunner(*parts)
-        if self.device.type == "cuda" and self.dtype == torch.bfloat16:
+        if self.device.type == "cuda":
             from singalaut.generate.fast import FastRunner  # Triton is there where CUDA is
 
             self.runner = FastRunner(*parts)

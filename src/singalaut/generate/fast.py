@@ -1,4 +1,4 @@
-"""The network on a CUDA device in bfloat16: decoding by captured graphs, the host a step behind.
+"""The network on a CUDA device: decoding by captured graphs, the host a step behind.
 
 One graph holds a whole decoding step of up to so many rows: embeddings, layers, logits, sampling
 and the state that the next step begins with. The host only says which slots take part and which
@@ -45,7 +45,7 @@ from singalaut.generate.sampling import sample
 from singalaut.generate.scheduler import Chunk, Step
 from singalaut.generate.weights import EngineWeights
 from singalaut.model.attention import causal_attention
-from singalaut.model.flash import Spans, attend_spans
+from singalaut.model.flash import Spans, attend_spans, can_flash
 from singalaut.model.gemma3 import Gemma3, rotation
 from singalaut.model.paged import KINDS, Kind, PagedCache
 
@@ -58,8 +58,7 @@ class Part:
     """Rows that were sampled together, on their way to the host."""
 
     answers: list[Answer]
-    tokens: Tensor
-    logprobs: Tensor
+    results: Tensor  # on the host: tokens, and log-probabilities as the bits of integers
 
 
 @dataclass
@@ -76,8 +75,9 @@ class Launched:
             self.event.synchronize()
         found = list(self.known)
         for part in self.parts:
-            tokens = part.tokens[: len(part.answers)].tolist()
-            logprobs = part.logprobs[: len(part.answers)].tolist()
+            count = len(part.answers)
+            tokens = part.results[0, :count].tolist()
+            logprobs = part.results[1, :count].view(torch.float32).tolist()
             bad = [token == BAD_TOKEN for token in tokens]
             found.append(Outcome(part.answers, tokens, logprobs, None, bad))
         if len(found) == 1:
@@ -89,7 +89,7 @@ class Launched:
 class Graph:
     """A captured step of `rows`: the slots it works on, and what it gives."""
 
-    graph: torch.cuda.CUDAGraph
+    replay: Callable[[], object]
     slots: Tensor
     picked: Picked
     logits: Tensor
@@ -114,8 +114,10 @@ class FastRunner:
         self.vocab_size = vocab_size
         self.hidden_id = -1 if image_id is None or image_id >= vocab_size else image_id
         self.device = model.embedding.weight.device
+        self._on_gpu = self.device.type == "cuda"
         self.config = config = model.config
-        self.weights = EngineWeights(model, torch.bfloat16)
+        self.dtype = cache.stores["global"].dtype
+        self.weights = EngineWeights(model, self.dtype)
         self.scale = config.query_scalar**-0.5
         slots, width = tables.tables["global"].shape
         self.nobody = slots
@@ -127,7 +129,7 @@ class FastRunner:
         self._graphs: dict[tuple[int, int], Graph] = {}
         self._pool: Any = None
         self._scratch: dict[Kind, AttentionScratch] = {}
-        root = torch.tensor(config.hidden_size**0.5, dtype=torch.bfloat16)
+        root = torch.tensor(config.hidden_size**0.5, dtype=self.dtype)
         self._embedding_scale = float(root)
         self._rope = {kind: self._turns(kind, width * 32) for kind in KINDS}
 
@@ -137,7 +139,8 @@ class FastRunner:
 
     def close(self) -> None:
         """Let go of graphs and copies of the weights."""
-        torch.cuda.synchronize(self.device)
+        if self._on_gpu:
+            torch.cuda.synchronize(self.device)
         self._graphs.clear()
 
     def first_bad_layer(self, answer: Answer) -> str | None:
@@ -155,7 +158,7 @@ class FastRunner:
             self._read(step.chunks, launched)
         launched.answers = [a for part in launched.parts for a in part.answers]
         launched.answers += [a for outcome in launched.known for a in outcome.answers]
-        if launched.parts:
+        if launched.parts and self._on_gpu:
             launched.event = torch.cuda.Event()
             launched.event.record()
         return launched
@@ -171,7 +174,7 @@ class FastRunner:
             padded = slots + [self.nobody] * (rows - len(slots))
             graph.slots.copy_(self._send(padded, torch.int32), non_blocking=True)
             graph.known = slots
-        graph.graph.replay()
+        graph.replay()
         if kind == ON_HOST:
             self._sample_on_host(graph.logits[: len(answers)], answers, launched)
         else:
@@ -188,6 +191,9 @@ class FastRunner:
         slots = torch.full((rows,), self.nobody, dtype=torch.int32, device=self.device)
         picked = Picked.empty(rows, self.vocab_size, self.device)
         run = partial(self._decode_rows, slots, picked, kind)
+        if not self._on_gpu:  # Triton's interpreter: for tests
+            logits = run().clone()
+            return Graph(lambda: logits.copy_(run()), slots, picked, logits)
         stream = torch.cuda.Stream(self.device)
         stream.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(stream):
@@ -197,7 +203,7 @@ class FastRunner:
         with torch.cuda.graph(graph, pool=self._pool):
             logits = run()
         self._pool = self._pool or graph.pool()
-        return Graph(graph, slots, picked, logits if kind == ON_HOST else logits[:0])
+        return Graph(graph.replay, slots, picked, logits if kind == ON_HOST else logits[:0])
 
     def _decode_rows(self, slots: Tensor, picked: Picked, kind: int) -> Tensor:
         """One step of the slots, up to sampled tokens or, for the host's sampler, logits."""
@@ -213,7 +219,7 @@ class FastRunner:
         rows, state = len(slots), self.state
         config, weights = self.config, self.weights
         splits = {kind: self._splits(rows, kind) for kind in KINDS}
-        x, h = (self._empty(rows, config.hidden_size) for _ in range(2))
+        x, h = self._residual(rows), self._empty(rows, config.hidden_size)
         eps = config.norm_eps
         first = weights.layers[0].attention_norm
         embed(state.token, slots, weights.embedding, self._embedding_scale, first, eps, x, h)
@@ -235,20 +241,19 @@ class FastRunner:
             return out
 
         self._layers(x, h, attention)
-        return torch.mm(h, weights.embedding[: self.vocab_size].T, out_dtype=torch.float32)
+        return self._head(h)
 
     def _decode_one(self, slots: Tensor) -> Tensor:
         """The same for one row, by kernels that only read weights."""
         config, weights, state = self.config, self.weights, self.state
         eps, width = config.norm_eps, config.hidden_size
         layers = weights.layers
-        x, y, h = (self._empty(1, width) for _ in range(3))
-        other = self._empty(1, width)
+        x, other = self._residual(1), self._residual(1)
+        y, h = self._empty(1, width), self._empty(1, width)
         heads = config.num_heads + 2 * config.num_kv_heads
         qkv = self._empty(1, heads * config.head_dim)
         out = self._empty(1, config.num_heads * config.head_dim)
         inner = self._empty(1, config.intermediate_size)
-        copies = self._empty(single.most_programs(config), width)
         splits = {kind: self._splits(1, kind) for kind in KINDS}
         first = layers[0].attention_norm
         embed(state.token, slots, weights.embedding, self._embedding_scale, first, eps, x, h)
@@ -259,19 +264,19 @@ class FastRunner:
             else:
                 post = layers[index - 1].mlp_post_norm
                 single.norm_matvec(
-                    x, y, post, mine.attention_norm, eps, other, mine.qkv, qkv, copies, gated=False
+                    x, y, post, mine.attention_norm, eps, other, mine.qkv, qkv, gated=False
                 )
                 x, other = other, x
             keys, values = self.cache.layer(index)
             single.attend_row(
                 qkv, mine.query_norm, mine.key_norm, eps, *self._rope[kind], state.position, slots,
                 self.page_tables[kind], keys, values, out, self._scratch[kind], self.scale,
-                self._window(kind), splits[kind],
+                self._window(kind), splits[kind], mine.gate_up,
             )  # fmt: skip
             single.matvec(mine.output, out, y)
             single.norm_matvec(
                 x, y, mine.attention_post_norm, mine.mlp_norm, eps, other, mine.gate_up, inner,
-                copies, gated=True,
+                gated=True,
             )  # fmt: skip
             x, other = other, x
             single.matvec(mine.down, inner, y)
@@ -331,7 +336,7 @@ class FastRunner:
         positions = np.concatenate([np.arange(c.start, c.end) for c in chunks])
         slots = np.repeat([chunk.answer.slot for chunk in chunks], counts)
         sent = self._send(np.stack([tokens, positions, slots]), torch.int32)
-        x, h = (self._empty(len(tokens), config.hidden_size) for _ in range(2))
+        x, h = self._residual(len(tokens)), self._empty(len(tokens), config.hidden_size)
         first = weights.layers[0].attention_norm
         embed(sent[0], None, weights.embedding, self._embedding_scale, first, eps, x, h)
         pictures = see(self.images, chunks)
@@ -390,21 +395,24 @@ class FastRunner:
         self.state.position[slots] += 1
         launched.known.append(Outcome.of(answers, sampled))
 
-    def _logits(self, hidden: Tensor) -> Tensor:
+    def _head(self, hidden: Tensor) -> Tensor:
+        """Logits in float32: rounded to bfloat16 they would be the largest error of the engine."""
         table = self.weights.embedding[: self.vocab_size]
-        logits = torch.mm(hidden, table.T, out_dtype=torch.float32)
+        if self.dtype == torch.float32:
+            return torch.mm(hidden, table.T)
+        return torch.mm(hidden, table.T, out_dtype=torch.float32)
+
+    def _logits(self, hidden: Tensor) -> Tensor:
+        logits = self._head(hidden)
         if self.hidden_id >= 0:
             logits[:, self.hidden_id] = float("-inf")
         return logits
 
     def _fetch(self, answers: list[Answer], picked: Picked) -> Part:
         """Begin to copy tokens and log-probabilities to the host."""
-        count = len(answers)
-        found = []
-        for tensor in (picked.tokens, picked.logprobs):
-            host = torch.empty(count, dtype=tensor.dtype, pin_memory=True)
-            found.append(host.copy_(tensor[:count], non_blocking=True))
-        return Part(answers, *found)
+        results = picked.results
+        host = torch.empty(results.shape, dtype=results.dtype, pin_memory=self._on_gpu)
+        return Part(answers, host.copy_(results, non_blocking=True))
 
     def _send_pages(self) -> None:
         changes = self.tables.changes
@@ -418,7 +426,9 @@ class FastRunner:
 
     def _send(self, values: object, dtype: torch.dtype) -> Tensor:
         """Numbers to the device without waiting for it."""
-        host = torch.as_tensor(values, dtype=dtype).pin_memory()
+        host = torch.as_tensor(values, dtype=dtype)
+        if self._on_gpu:
+            host = host.pin_memory()
         return host.to(self.device, non_blocking=True)
 
     # shapes
@@ -430,7 +440,11 @@ class FastRunner:
         return self.config.window if kind == "window" else None
 
     def _empty(self, *shape: int) -> Tensor:
-        return torch.empty(*shape, dtype=torch.bfloat16, device=self.device)
+        return torch.empty(*shape, dtype=self.dtype, device=self.device)
+
+    def _residual(self, rows: int) -> Tensor:
+        shape = (rows, self.config.hidden_size)
+        return torch.empty(shape, dtype=torch.float32, device=self.device)
 
     def _splits(self, rows: int, kind: Kind) -> int:
         """How many programs share a row's keys; room for their results is made beside."""
@@ -441,7 +455,7 @@ class FastRunner:
         known = self._scratch.get(kind)
         if known is None or len(known.counters) < programs:
             self._scratch[kind] = AttentionScratch(
-                max(programs, 2048), config.head_dim, torch.bfloat16, self.device
+                max(programs, 2048), config.head_dim, self.device
             )
         return splits
 
@@ -451,7 +465,7 @@ class FastRunner:
         theta = config.rope_theta if kind == "global" else config.rope_local_theta
         factor = config.rope_factor if kind == "global" else 1.0
         positions = torch.arange(length, device=self.device)[None]
-        both = rotation(positions, config.head_dim, theta, factor, torch.bfloat16)
+        both = rotation(positions, config.head_dim, theta, factor, self.dtype)
         cos, sin = (turn[0, 0, :, : config.head_dim // 2].contiguous() for turn in both)
         return cos, sin
 
@@ -523,15 +537,15 @@ class ChunkPlan:
         parts = qkv.view(len(qkv), -1, config.head_dim).transpose(0, 1)[None]
         q, k, v = parts.split([heads, key_heads, key_heads], dim=1)
         if self.gather is not None:
-            k, v = (store.flatten(1, 2)[None, :, self.gather] for store in (keys, values))
-        if self.images is None:
+            k, v = (s.flatten(1, 2).index_select(1, self.gather)[None] for s in (keys, values))
+        if self.images is None and can_flash(q):
             out = attend_spans(q, k, v, scale, self.window, self.query_spans, self.key_spans)
         else:
             pieces = zip(
                 q.split(self.counts, 2),
                 k.split(self.key_counts, 2),
                 v.split(self.key_counts, 2),
-                self.images,
+                self.images or [None] * len(self.counts),
                 strict=True,
             )
             out = torch.cat(

@@ -66,7 +66,7 @@ def dequantize_packed(
 ) -> Float[Tensor, "rows columns"]:
     """Integer · scale of its group, in the dtype of the scale; groups of a row are equally long."""
     rows, groups = scale.shape
-    values = unpack_integers(packed, columns, bits).reshape(rows, groups, -1)
+    values = unpack_integers(packed, columns, bits).reshape(rows, groups, columns // groups)
     return (values * scale.float()[..., None]).reshape(rows, columns).to(scale.dtype)
 
 
@@ -97,21 +97,24 @@ class CompressedReader(TensorReader):
         """The dtype of what a compressed weight stands for; `BF16`, as it was before."""
         return "BF16" if self._is_compressed(name) else super().dtype(name)
 
-    def read(self, name: str) -> Tensor:
-        """The tensor; what was compressed comes in the dtype of its scale."""
+    def read(self, name: str, rows: slice | None = None) -> Tensor:
+        """A tensor, or these rows of it; what was compressed comes in the dtype of its scale."""
         if not self._is_compressed(name):
-            return super().read(name)
+            return super().read(name, rows)
         self._refuse_unsupported(name)
         scale = super().read(f"{name}_scale")
         if self._is_packed(name):
-            (rows, columns), bits = self._layout(name)
-            if scale.ndim != 2 or scale.shape[0] != rows or columns % scale.shape[1]:
-                raise self._misshapen(name, scale.shape, f"[{rows}, groups of equal length]")
-            return dequantize_packed(super().read(self._packed(name)), scale, columns, bits)
-        rows = super().shape(name)[0]
-        if scale.numel() not in (1, rows) or scale.shape not in ((), (1,), (1, 1), (rows, 1)):
-            raise self._misshapen(name, scale.shape, f"[1] or [{rows}, 1]")
-        return dequantize_float8(super().read(name), scale)
+            (count, columns), bits = self._layout(name)
+            if scale.ndim != 2 or scale.shape[0] != count or columns % scale.shape[1]:
+                raise self._misshapen(name, scale.shape, f"[{count}, groups of equal length]")
+            scale = scale if rows is None else scale[rows]
+            packed = super().read(self._packed(name), rows)
+            return dequantize_packed(packed, scale, columns, bits)
+        count = super().shape(name)[0]
+        if scale.numel() not in (1, count) or scale.shape not in ((), (1,), (1, 1), (count, 1)):
+            raise self._misshapen(name, scale.shape, f"[1] or [{count}, 1]")
+        scale = scale if rows is None or scale.numel() == 1 else scale[rows]
+        return dequantize_float8(super().read(name, rows), scale)
 
     def _release(self, file: Path) -> None:
         """Let go of a file, unless a weight and its scale lie in different ones."""

@@ -11,7 +11,6 @@ Source: arXiv 2307.08691.
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import accumulate
@@ -20,13 +19,10 @@ from typing import Any
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
-from torch.nn.attention.varlen import varlen_attn
 
 LARGEST_HEAD = 256
 # newer versions want to be told that heads are grouped; torch 2.11 just does it
-GROUPED: dict[str, Any] = (
-    {"enable_gqa": True} if "enable_gqa" in inspect.signature(varlen_attn).parameters else {}
-)
+GROUPED: dict[str, Any] = {"enable_gqa": True} if torch.__version__ >= "2.12" else {}
 SHORTEST = 128  # of what `longest` is rounded up to
 
 
@@ -159,6 +155,8 @@ def attend_spans(
     causal: bool = True,
 ) -> Float[Tensor, "B H T D"]:
     """Attention between spans of queries and of keys; queries are the last of their keys."""
+    from torch.nn.attention.varlen import varlen_attn  # loads the compiler, which takes seconds
+
     out: Any = varlen_attn(
         queries.transpose(1, 2).flatten(0, 1),
         keys.transpose(1, 2).flatten(0, 1),

@@ -140,11 +140,16 @@ def parameter_shapes(config: Gemma3Config) -> dict[str, tuple[int, ...]]:
 
 
 def open_weights(folder: Path, config: Gemma3Config) -> tuple[TensorReader, dict[str, str]]:
-    """The reader of a directory's weights, and where each of our parameters lies in it.
+    """The reader of a directory's weights, and where each of our parameters lies in it."""
+    reader = CompressedReader.open(folder)
+    return reader, find_weights(reader, folder, config)
+
+
+def find_weights(reader: TensorReader, folder: Path, config: Gemma3Config) -> dict[str, str]:
+    """Where each of our parameters lies in the weights of a directory.
 
     Every parameter is there and has the shape that `config` asks for, else CheckpointError.
     """
-    reader = CompressedReader.open(folder)
     prefix = next((p for p in PREFIXES if f"{p}embed_tokens.weight" in reader), None)
     if prefix is None:
         first = next(iter(reader), "no tensor at all")
@@ -174,7 +179,7 @@ def open_weights(folder: Path, config: Gemma3Config) -> tuple[TensorReader, dict
         places[name] = place = _place(name, prefixes)
         _check_tensor(reader, folder, name, place, shape)
     _check_depth(reader, config, prefixes)
-    return reader, places
+    return places
 
 
 def load_model(
@@ -225,6 +230,11 @@ def save_weights(
     shapes = parameter_shapes(config)
     specs = [TensorSpec(hf_name(name, config), shape, dtype) for name, shape in shapes.items()]
     write_shards(folder, specs, (weight.to(dtype) for weight in weights))
+    write_settings(folder, config, dtype)
+
+
+def write_settings(folder: Path, config: Gemma3Config, dtype: torch.dtype) -> None:
+    """Write what a model directory holds beside weights and tokenizer; `config.json` comes last."""
     write_json(folder / "generation_config.json", generation_config(config))
     if config.vision:
         write_processor(folder, config.vision)

@@ -12,7 +12,7 @@ from typing import Any
 from singalaut.artifact import Work
 from singalaut.data.config import DataSource, PrepareConfig
 from singalaut.evals.config import EvaluateConfig
-from singalaut.merge.config import MergeConfig
+from singalaut.merge.config import MergeConfig, MergeSearchConfig
 from singalaut.publish.config import CardConfig
 from singalaut.recipe.lineage import lineage
 from singalaut.recipe.plan import Plan, PlannedStage
@@ -117,8 +117,46 @@ def _merge(stage: PlannedStage, plan: Plan, work: Work) -> None:
     from singalaut.merge.stream import run_merge
 
     assert isinstance(stage.config, MergeConfig)
-    models = [model_path(stage, plan, label) for label in stage.config.inputs()]
-    run_merge(stage.config, models=models, work=work)
+    models = {label: model_path(stage, plan, label) for label in stage.config.inputs()}
+    adapters = {label: stage.inputs[label].path for label in stage.config.files()}
+    run_merge(stage.config, models=models, adapters=adapters, work=work, seed=plan.recipe.seed)
+
+
+def _merge_search(stage: PlannedStage, plan: Plan, work: Work) -> None:
+    from singalaut.artifact import stage_key
+    from singalaut.evals.results import load_results
+    from singalaut.evals.runner import run_evaluate
+    from singalaut.generate.engine import open_engine
+    from singalaut.merge.search import Inputs, run_merge_search
+
+    config = stage.config
+    assert isinstance(config, MergeSearchConfig)
+    seed, pack = plan.recipe.seed, stage.inputs["pack"]
+    names = ("pack", "tasks", "languages", "limit")
+    asked = EvaluateConfig.model_validate(
+        {"models": ("merged",), **{name: getattr(config, name) for name in names}}
+    )
+
+    def evaluate(model: Path, scratch: Path) -> dict[str, float]:
+        run_evaluate(
+            asked,
+            models={"merged": model},
+            pack=pack.path,
+            work=Work(scratch),
+            seed=seed,
+            open_sampler=open_engine,
+        )
+        return {row["name"]: row["scores"]["merged"] for row in load_results(scratch)["rows"]}
+
+    settings = {"seed": seed, "settings": asked.key_settings()}
+    adapters = [label for label in config.files() if label != "pack"]
+    inputs = Inputs(
+        {label: model_path(stage, plan, label) for label in config.inputs()},
+        {label: stage.inputs[label].path for label in adapters},
+        {label: stage.inputs[label].key for label in (*config.inputs(), *adapters)},
+        stage_key(asked.kind, asked.VERSION, settings, {"pack": pack.key}),
+    )
+    run_merge_search(config, inputs, work=work, seed=seed, evaluate=evaluate)
 
 
 def _evaluate(stage: PlannedStage, plan: Plan, work: Work) -> None:
@@ -155,6 +193,7 @@ STAGES: Mapping[str, StageFunction] = {
     "prepare": _prepare,
     "sft": _sft,
     "merge": _merge,
+    "merge_search": _merge_search,
     "evaluate": _evaluate,
     "card": _card,
 }

@@ -17,8 +17,9 @@ from torch import Tensor
 
 from singalaut.model.paged import PAGE_TOKENS
 
+LEAST_PAGES = 2  # for one program: with fewer, joining costs more than it saves
 GROUP_ROWS = 16  # the fewest rows of a matrix product on tensor cores
-TARGET_PROGRAMS = 528  # four for each multiprocessor of an H100
+TARGET_PROGRAMS = 264  # two for each multiprocessor of an H100
 
 
 def choose_splits(rows: int, key_heads: int, most_keys: int) -> int:
@@ -31,9 +32,8 @@ def choose_splits(rows: int, key_heads: int, most_keys: int) -> int:
 class AttentionScratch:
     """Room for the shares of every row; counters return to zero by themselves."""
 
-    def __init__(self, programs: int, head_dim: int, dtype: torch.dtype, device: torch.device):
+    def __init__(self, programs: int, head_dim: int, device: torch.device):
         shares = programs * GROUP_ROWS
-        self.queries = torch.empty(shares * head_dim, dtype=dtype, device=device)
         self.out = torch.empty(shares * head_dim, dtype=torch.float32, device=device)
         self.sums = torch.empty(2 * shares, dtype=torch.float32, device=device)
         self.counters = torch.zeros(programs, dtype=torch.int32, device=device)
@@ -58,26 +58,29 @@ def attend(
     key_heads, _, _, width = keys.shape
     rows, out_width = out.shape
     group = out_width // width // key_heads
-    assert group <= GROUP_ROWS and (splits == 1 or scratch is not None)
+    assert group <= GROUP_ROWS and group & (group - 1) == 0 and (splits == 1 or scratch is not None)
     room = (scratch.out, scratch.sums, scratch.counters) if scratch else (out, out, slots)
     _attend[rows, key_heads, splits](
         qkv, keys, values, out, *room, positions, slots, table, scale,
         qkv.stride(0), keys.stride(0), table.stride(0),
         WINDOW=window or 0, KEY_HEADS=key_heads, GROUP=group, ROWS=GROUP_ROWS, D=width,
-        BLOCK=PAGE_TOKENS, SPLITS=splits, BY_SLOT=positions_by_slot,
-        num_warps=4, num_stages=3,
+        BLOCK=PAGE_TOKENS, SPLITS=splits, LEAST=LEAST_PAGES, BY_SLOT=positions_by_slot,
+        num_warps=2, num_stages=5,
     )  # fmt: skip
 
 
 @triton.jit
-def span(position, split, WINDOW: tl.constexpr, SPLITS: tl.constexpr, BLOCK: tl.constexpr):
+def span(
+    position, split,
+    WINDOW: tl.constexpr, SPLITS: tl.constexpr, BLOCK: tl.constexpr, LEAST: tl.constexpr,
+):  # fmt: skip
     """First key that a token sees, its pages for this program, and how many programs have any."""
     first = 0
     if WINDOW > 0:
         first = tl.maximum(position + 1 - WINDOW, 0)
     first_page = first // BLOCK
     count = position // BLOCK + 1 - first_page
-    each = tl.cdiv(count, SPLITS)
+    each = tl.maximum(tl.cdiv(count, SPLITS), LEAST)
     begin = first_page + split * each
     end = tl.minimum(begin + each, first_page + count)
     return first, begin, end, tl.cdiv(count, each)
@@ -117,19 +120,22 @@ def read_pages(
 
 @triton.jit
 def finish(
-    acc, best, total, out_at, part_out, part_sums, counter, share, split, active,
-    GROUP: tl.constexpr, ROWS: tl.constexpr, D: tl.constexpr,
+    acc, best, total, out_row, part_out, part_sums, counter, share, split, active,
+    GROUP: tl.constexpr, ROWS: tl.constexpr, D: tl.constexpr, SPLITS: tl.constexpr,
 ):  # fmt: skip
     """Write a program's share down; the last program of a row joins them all."""
     group, at = tl.arange(0, ROWS), tl.arange(0, D)
-    sums_at = part_sums + share * 2 * ROWS + group
-    tl.store(part_out + (share * ROWS + group[:, None]) * D + at[None, :], acc)
-    tl.store(sums_at, best)
-    tl.store(sums_at + ROWS, total)
+    is_query = group < GROUP
+    sums_at = part_sums + share * 2 * GROUP + group
+    part_at = part_out + (share * GROUP + group[:, None]) * D + at[None, :]
+    tl.store(part_at, acc, mask=is_query[:, None])
+    tl.store(sums_at, best, mask=is_query)
+    tl.store(sums_at + GROUP, total, mask=is_query)
     tl.debug_barrier()
     if tl.atomic_add(counter, 1, sem="acq_rel") == active - 1:
         tl.debug_barrier()
-        _join(out_at, part_out, part_sums, share - split, active, GROUP, ROWS, D)
+        TOGETHER: tl.constexpr = 8 if SPLITS > 8 else SPLITS
+        _join(out_row, part_out, part_sums, share - split, active, GROUP, D, SPLITS, TOGETHER)
         tl.store(counter, 0)
 
 
@@ -138,7 +144,8 @@ def _attend(
     qkv, keys, values, out, part_out, part_sums, counters, positions, slots, table, scale,
     row_stride, head_stride, table_stride,
     WINDOW: tl.constexpr, KEY_HEADS: tl.constexpr, GROUP: tl.constexpr, ROWS: tl.constexpr,
-    D: tl.constexpr, BLOCK: tl.constexpr, SPLITS: tl.constexpr, BY_SLOT: tl.constexpr,
+    D: tl.constexpr, BLOCK: tl.constexpr, SPLITS: tl.constexpr, LEAST: tl.constexpr,
+    BY_SLOT: tl.constexpr,
 ):  # fmt: skip
     row, head, split = tl.program_id(0).to(tl.int64), tl.program_id(1), tl.program_id(2)
     slot = tl.load(slots + row).to(tl.int64)
@@ -146,7 +153,7 @@ def _attend(
     if BY_SLOT:
         place = slot
     position = tl.load(positions + place)
-    first, begin, end, active = span(position, split, WINDOW, SPLITS, BLOCK)
+    first, begin, end, active = span(position, split, WINDOW, SPLITS, BLOCK, LEAST)
     if split < active:
         group, at = tl.arange(0, ROWS), tl.arange(0, D)
         is_query = (group < GROUP)[:, None]
@@ -156,37 +163,39 @@ def _attend(
             q, keys, values, table + slot * table_stride, head.to(tl.int64) * head_stride,
             first, position, begin, end, scale, ROWS, D, BLOCK,
         )  # fmt: skip
-        out_at = out + row * (KEY_HEADS * GROUP * D) + head_at
+        out_row = out + row * (KEY_HEADS * GROUP * D)
         if SPLITS == 1:
-            tl.store(out_at, acc / total[:, None], mask=is_query)
+            tl.store(out_row + head_at, acc / total[:, None], mask=is_query)
         else:
             number = row * KEY_HEADS + head
             finish(
-                acc, best, total, out_at, part_out, part_sums, counters + number,
-                number * SPLITS + split, split, active, GROUP, ROWS, D,
+                acc, best, total, out_row + head * GROUP * D, part_out, part_sums,
+                counters + number, number * SPLITS + split, split, active, GROUP, ROWS, D, SPLITS,
             )  # fmt: skip
 
 
 @triton.jit
 def _join(
-    out_at, part_out, part_sums, first_share, active,
-    GROUP: tl.constexpr, ROWS: tl.constexpr, D: tl.constexpr,
+    out_row, part_out, part_sums, first_share, active,
+    GROUP: tl.constexpr, D: tl.constexpr, SPLITS: tl.constexpr, TOGETHER: tl.constexpr,
 ):  # fmt: skip
-    """The weighted mean of the shares of one row, in their order."""
-    group, at = tl.arange(0, ROWS), tl.arange(0, D)
-    best = tl.full([ROWS], float("-inf"), tl.float32)
-    total = tl.zeros([ROWS], tl.float32)
-    acc = tl.zeros([ROWS, D], tl.float32)
-    for index in range(active):
-        share = first_share + index
-        sums_at = part_sums + share * 2 * ROWS + group
-        share_best = tl.load(sums_at, cache_modifier=".cg")
-        share_total = tl.load(sums_at + ROWS, cache_modifier=".cg")
-        part_at = part_out + (share * ROWS + group[:, None]) * D + at[None, :]
-        part = tl.load(part_at, cache_modifier=".cg")
-        new_best = tl.maximum(best, share_best)
-        old_scale, share_scale = tl.exp(best - new_best), tl.exp(share_best - new_best)
-        acc = acc * old_scale[:, None] + part * share_scale[:, None]
-        total = total * old_scale + share_total * share_scale
-        best = new_best
-    tl.store(out_at, acc / total[:, None], mask=group[:, None] < GROUP)
+    """The weighted mean of the shares of one row, in their order; G queries of D at `out_row`."""
+    group, at = tl.arange(0, GROUP), tl.arange(0, D)
+    number = tl.arange(0, SPLITS)
+    exists = (number < active)[:, None]
+    sums_at = part_sums + (first_share + number[:, None]) * 2 * GROUP + group[None, :]
+    bests = tl.load(sums_at, mask=exists, other=float("-inf"), cache_modifier=".cg")
+    totals = tl.load(sums_at + GROUP, mask=exists, other=0.0, cache_modifier=".cg")
+    best = tl.max(bests, 0)
+    total = tl.sum(totals * tl.exp(bests - best[None, :]), 0)
+    acc = tl.zeros([GROUP, D], tl.float32)
+    for start in range(0, active, TOGETHER):
+        some = start + tl.arange(0, TOGETHER)
+        is_there = (some < active)[:, None]
+        share = first_share + some[:, None]
+        share_at = part_sums + share * 2 * GROUP + group[None, :]
+        share_best = tl.load(share_at, mask=is_there, other=float("-inf"), cache_modifier=".cg")
+        part_at = part_out + (share * GROUP + group[None, :])[:, :, None] * D + at[None, None, :]
+        part = tl.load(part_at, mask=is_there[:, :, None], other=0.0, cache_modifier=".cg")
+        acc += tl.sum(part * tl.exp(share_best - best[None, :])[:, :, None], 0)
+    tl.store(out_row + group[:, None] * D + at[None, :], acc / total[:, None])

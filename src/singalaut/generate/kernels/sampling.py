@@ -56,21 +56,22 @@ class SlotState:
 
 @dataclass(frozen=True)
 class Picked:
-    """Room for the results of R rows, and for what lies between the two passes."""
+    """Room for the results of R rows, and for what lies between the two passes.
 
+    `results` has tokens and log-probabilities above each other, so that one copy fetches both.
+    """
+
+    results: Tensor
     tokens: Tensor
     logprobs: Tensor
     pieces: Tensor  # [R, 4, N]: greatest logit, its token, mass, mass at the temperature
 
     @classmethod
     def empty(cls, rows: int, vocab_size: int, device: torch.device | str) -> Picked:
-        return cls(
-            torch.empty(rows, dtype=torch.int32, device=device),
-            torch.empty(rows, dtype=torch.float32, device=device),
-            torch.empty(
-                rows, 4, triton.cdiv(vocab_size, PIECE), dtype=torch.float32, device=device
-            ),
-        )
+        results = torch.empty(2, rows, dtype=torch.int32, device=device)
+        count = triton.cdiv(vocab_size, PIECE)
+        pieces = torch.empty(rows, 4, count, dtype=torch.float32, device=device)
+        return cls(results, results[0], results[1].view(torch.float32), pieces)
 
 
 def sample(

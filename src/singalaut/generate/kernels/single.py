@@ -1,15 +1,19 @@
 """Decoding one sequence: five kernels a layer, bound by the bandwidth of memory alone.
 
-With one row every matrix product is a sum over rows of a weight, so norms, RoPE, residual and
-activation are done where their values are read. Each kernel asks for its weights before it waits
-for the kernel before it, so memory is never idle between kernels (programmatic dependent launch).
-Rounding is as in `elementwise.py`.
+With one row every matrix product is a sum over each row of a weight, so norms, RoPE, residual and
+activation are done where their values are read. A program holds the whole vector in registers and
+takes whole rows of the weight, the next ones on their way while it sums these; its first rows it
+asks for before it waits for the kernel before it (programmatic dependent launch), so memory is
+busy between kernels too. Rounding is as in `elementwise.py`.
 
 Shapes: W hidden width, H query heads, K key heads, D head width, I inner width, N rows of a weight.
 """
 
 from __future__ import annotations
 
+from functools import cache
+
+import torch
 import triton
 import triton.language as tl
 from torch import Tensor
@@ -18,16 +22,15 @@ from singalaut.generate.kernels.attention import (
     GROUP_ROWS,
     AttentionScratch,
     finish,
-    read_pages,
     span,
 )
 from singalaut.generate.kernels.elementwise import gelu, normed, normed_halves, rotated
-from singalaut.model.config import Gemma3Config
 from singalaut.model.paged import PAGE_TOKENS
 
-CAN_OVERLAP = hasattr(tl.extra, "cuda") and hasattr(tl.extra.cuda, "gdc_wait")
-BLOCK_ROWS, BLOCK_COLUMNS, UNROLL = 16, 256, 4
-LINE_BYTES = 128
+RESIDENT_THREADS = (1024, 896, 768, 640, 512)  # of a multiprocessor, at which a kernel may run
+AHEAD_BYTES = 24 << 20  # about what memory gives while one row's attention is computed
+LANES = 128
+TILE = 8192  # weights that a program holds at once
 
 
 def add_norms_row(
@@ -56,35 +59,60 @@ def norm_matvec(
     new_x: Tensor,
     weight: Tensor,
     out: Tensor,
-    scratch: Tensor,
     *,
     gated: bool,
 ) -> None:
     """new_x = x + norm_post(y); out = weight · norm_following(new_x).
 
-    `gated`: the weight is gate above up, and out = gelu_tanh(gate part) · up part. `scratch` has W
-    places for each program.
+    `gated`: the weight is gate above up, and out = gelu_tanh(gate part) · up part.
     """
-    width = weight.shape[1]
-    count = out.shape[-1]
-    block_rows = BLOCK_ROWS // 2 if gated else _block_rows(count)
-    _norm_matvec[triton.cdiv(count, block_rows),](
-        x, y, post, following, eps, new_x, weight, out, scratch,
-        COUNT=count, WIDTH=width, BLOCK=triton.next_power_of_2(width), ROWS=block_rows,
-        COLUMNS=BLOCK_COLUMNS, UNROLL=UNROLL, LINES_PADDED=_lines(block_rows, width),
-        GATED=gated, OVERLAP=_overlaps(x), num_warps=4, **_launch(x),
+    count, width = out.shape[-1], weight.shape[1]
+    programs, rows, warps = _shape(count, width, TILE // 2 if gated else TILE)
+    _norm_matvec[programs,](
+        x, y, post, following, eps, new_x, weight, out,
+        COUNT=count, WIDTH=width, BLOCK=triton.next_power_of_2(width), ROWS=rows, GATED=gated,
+        OVERLAP=_overlaps(x), num_warps=warps, **_launch(x),
     )  # fmt: skip
 
 
 def matvec(weight: Tensor, vector: Tensor, out: Tensor) -> None:
     """out = weight · vector, float32 sums in the dtype of `out`."""
-    rows, width = weight.shape
-    block_rows = _block_rows(rows)
-    _matvec[triton.cdiv(rows, block_rows),](
-        weight, vector, out, COUNT=rows, WIDTH=width, ROWS=block_rows, COLUMNS=BLOCK_COLUMNS,
-        UNROLL=UNROLL, LINES_PADDED=_lines(block_rows, width), OVERLAP=_overlaps(vector),
-        num_warps=4, **_launch(vector),
+    count, width = weight.shape
+    programs, rows, warps = _shape(count, width, TILE)
+    _matvec[programs,](
+        weight, vector, out, COUNT=count, WIDTH=width, BLOCK=triton.next_power_of_2(width),
+        ROWS=rows, OVERLAP=_overlaps(vector), num_warps=warps, **_launch(vector),
     )  # fmt: skip
+
+
+def _shape(count: int, width: int, tile: int) -> tuple[int, int, int]:
+    """Programs, rows of a weight that each takes at once, and warps.
+
+    Every program takes its rows in rounds; the number of programs is one at which the last round
+    leaves few of them idle.
+    """
+    block = triton.next_power_of_2(width)
+    warps = 4 if block <= 1024 else 8 if block <= 8192 else 16
+    units = multiprocessors()
+    rows = max(1, tile // block)
+    most = units * RESIDENT_THREADS[0] // (32 * warps)
+    rows = min(rows, triton.next_power_of_2(triton.cdiv(count, most)))
+    blocks = triton.cdiv(count, rows)
+    best, best_share = 1, 0.0
+    for threads in RESIDENT_THREADS:
+        programs = min(units * threads // (32 * warps), blocks)
+        share = blocks / (programs * triton.cdiv(blocks, programs))
+        if share > best_share + 0.05:
+            best, best_share = programs, share
+    return best, rows, warps
+
+
+@cache
+def multiprocessors() -> int:
+    """Of the current device; a handful where there is none, for the interpreter."""
+    if not torch.cuda.is_available():
+        return 4
+    return torch.cuda.get_device_properties(torch.cuda.current_device()).multi_processor_count
 
 
 def attend_row(
@@ -104,79 +132,33 @@ def attend_row(
     scale: float,
     window: int | None,
     splits: int,
+    ahead: Tensor,
 ) -> None:
-    """Norm, RoPE, the writing of key and value, and attention, of one row."""
+    """Norm, RoPE, the writing of key and value, and attention, of one row.
+
+    Few programs have anything to do here, so others ask for the weight `ahead`, which is wanted
+    soon after: of it, as much as can arrive meanwhile.
+    """
     key_heads, _, _, width = keys.shape
     heads = out.shape[-1] // width
-    _attend_row[key_heads, splits](
-        qkv, query_norm, key_norm, eps, cos, sin, positions, slots, table, keys, values, out,
-        scratch.queries, scratch.out, scratch.sums, scratch.counters, scale, keys.stride(0),
-        table.stride(0),
+    overlaps = _overlaps(qkv)
+    wanted = min(ahead.numel() * ahead.element_size(), AHEAD_BYTES) // 2048 * 2048
+    more = triton.cdiv(wanted // 2048, LANES * key_heads) if overlaps else 0
+    _attend_row[key_heads, splits + more](
+        qkv, query_norm, key_norm, eps, cos, sin, positions, slots, table, keys, values, out, ahead,
+        scratch.out, scratch.sums, scratch.counters, scale, keys.stride(0), table.stride(0),
         WINDOW=window or 0, HEADS=heads, KEY_HEADS=key_heads, GROUP=heads // key_heads,
-        ROWS=GROUP_ROWS, D=width, BLOCK=PAGE_TOKENS, SPLITS=splits, OVERLAP=_overlaps(qkv),
-        num_warps=4, num_stages=2, **_launch(qkv),
+        ROWS=GROUP_ROWS, D=width, BLOCK=PAGE_TOKENS, SPLITS=splits, LEAST=1, AHEAD=wanted,
+        LANES=LANES, OVERLAP=overlaps, num_warps=LANES // 32, num_stages=2, **_launch(qkv),
     )  # fmt: skip
 
 
-def most_programs(config: Gemma3Config) -> int:
-    """Programs of the largest `norm_matvec` of a network, each of which needs its own copy."""
-    heads = config.num_heads + 2 * config.num_kv_heads
-    qkv = programs_of_norm_matvec(heads * config.head_dim, gated=False)
-    return max(qkv, programs_of_norm_matvec(config.intermediate_size, gated=True))
-
-
-def programs_of_norm_matvec(count: int, *, gated: bool) -> int:
-    return triton.cdiv(count, BLOCK_ROWS // 2 if gated else _block_rows(count))
-
-
-def _block_rows(count: int) -> int:
-    """Rows of a weight a program: fewer where there are too few to fill the device."""
-    if count >= 16_384:
-        return BLOCK_ROWS
-    return 8 if count >= 4096 else 4
-
-
-def _lines(rows: int, width: int) -> int:
-    return triton.next_power_of_2(rows * width * 2 // LINE_BYTES)
-
-
 def _overlaps(tensor: Tensor) -> bool:
-    return CAN_OVERLAP and tensor.is_cuda
+    return tensor.is_cuda and torch.cuda.get_device_capability(tensor.device) >= (9, 0)
 
 
 def _launch(tensor: Tensor) -> dict[str, bool]:
     return {"launch_pdl": True} if _overlaps(tensor) else {}
-
-
-@triton.jit
-def _prefetch(weight, first, LINES: tl.constexpr, PADDED: tl.constexpr):
-    """Ask for `LINES` cache lines of 128 bytes from the element `first` on."""
-    line = tl.minimum(tl.arange(0, PADDED), LINES - 1)
-    at = (weight + first).to(tl.int64) + line.to(tl.int64) * 128
-    tl.inline_asm_elementwise(
-        "prefetch.global.L2 [$1]; mov.u32 $0, 0;", "=r,l", [at], tl.int32, is_pure=False, pack=1
-    )
-
-
-@triton.jit
-def _dot_rows(
-    weight, first_row, vector, count,
-    WIDTH: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr, UNROLL: tl.constexpr,
-):  # fmt: skip
-    """weight[first_row …] · vector in float32, [ROWS]; rows from `count` on are zero."""
-    row = first_row + tl.arange(0, ROWS)
-    column = tl.arange(0, COLUMNS)
-    acc = tl.zeros([ROWS, COLUMNS], tl.float32)
-    base = weight + row.to(tl.int64)[:, None] * WIDTH + column[None, :]
-    exists = (row < count)[:, None]
-    for start in range(0, WIDTH, COLUMNS * UNROLL):
-        for part in tl.static_range(UNROLL):
-            at = start + part * COLUMNS
-            inside = at + column < WIDTH
-            w = tl.load(base + at, mask=exists & inside[None, :], other=0.0)
-            x = tl.load(vector + at + column, mask=inside, other=0.0)
-            acc += w.to(tl.float32) * x.to(tl.float32)[None, :]
-    return tl.sum(acc, 1)
 
 
 @triton.jit
@@ -192,134 +174,193 @@ def _add_norms_row(
         tl.extra.cuda.gdc_launch_dependents()
         tl.extra.cuda.gdc_wait()
     added = tl.load(y + at, mask=inside, other=0.0).to(tl.float32)
-    added = normed(added, post_weight, eps, WIDTH).to(x.dtype.element_ty).to(tl.float32)
-    old = tl.load(x + at, mask=inside, other=0.0).to(tl.float32)
-    new = (old + added).to(x.dtype.element_ty)
+    old = tl.load(x + at, mask=inside, other=0.0)
+    new = old + normed(added, post_weight, eps, WIDTH)
     tl.store(new_x + at, new, mask=inside)
-    tl.store(h + at, normed(new.to(tl.float32), weight, eps, WIDTH), mask=inside)
+    tl.store(h + at, normed(new, weight, eps, WIDTH), mask=inside)
+
+
+@triton.jit
+def _tile(weight, first_row, count, ROWS: tl.constexpr, WIDTH: tl.constexpr, BLOCK: tl.constexpr):
+    """Some whole rows of a weight; nothing is read beyond its `count` rows."""
+    row, at = first_row + tl.arange(0, ROWS), tl.arange(0, BLOCK)
+    place = weight + row.to(tl.int64)[:, None] * WIDTH + at[None, :]
+    return tl.load(place, mask=(row < count)[:, None] & (at < WIDTH)[None, :], other=0.0)
 
 
 @triton.jit
 def _norm_matvec(
-    x, y, post, following, eps, new_x, weight, out, scratch,
+    x, y, post, following, eps, new_x, weight, out,
     COUNT: tl.constexpr, WIDTH: tl.constexpr, BLOCK: tl.constexpr, ROWS: tl.constexpr,
-    COLUMNS: tl.constexpr, UNROLL: tl.constexpr, LINES_PADDED: tl.constexpr,
     GATED: tl.constexpr, OVERLAP: tl.constexpr,
 ):  # fmt: skip
-    program = tl.program_id(0)
+    program, step = tl.program_id(0), tl.num_programs(0) * ROWS
     first_row = program * ROWS
     at = tl.arange(0, BLOCK)
     inside = at < WIDTH
-    DTYPE: tl.constexpr = x.dtype.element_ty
-    if OVERLAP:
-        LINES: tl.constexpr = (ROWS * WIDTH * 2) // 128
-        start = tl.minimum(first_row, COUNT - ROWS).to(tl.int64) * WIDTH
-        _prefetch(weight, start, LINES, LINES_PADDED)
-        if GATED:
-            _prefetch(weight, start + COUNT * WIDTH, LINES, LINES_PADDED)
-        tl.extra.cuda.gdc_launch_dependents()
+    DTYPE: tl.constexpr = weight.dtype.element_ty
+    w = _tile(weight, first_row, COUNT, ROWS, WIDTH, BLOCK)
+    u = w
+    if GATED:
+        u = _tile(weight + COUNT * WIDTH, first_row, COUNT, ROWS, WIDTH, BLOCK)
     post_weight = tl.load(post + at, mask=inside, other=0.0).to(tl.float32)
     following_weight = tl.load(following + at, mask=inside, other=0.0).to(tl.float32)
     if OVERLAP:
+        tl.extra.cuda.gdc_launch_dependents()
         tl.extra.cuda.gdc_wait()
     added = tl.load(y + at, mask=inside, other=0.0).to(tl.float32)
-    old = tl.load(x + at, mask=inside, other=0.0).to(tl.float32)
-    added = normed(added, post_weight, eps, WIDTH).to(DTYPE).to(tl.float32)
-    new = (old + added).to(DTYPE)
+    new = tl.load(x + at, mask=inside, other=0.0) + normed(added, post_weight, eps, WIDTH)
     if program == 0:
         tl.store(new_x + at, new, mask=inside)
-    h = normed(new.to(tl.float32), following_weight, eps, WIDTH).to(DTYPE)
-    # the program's own copy, so that its threads can read each other's part
-    mine = scratch + program.to(tl.int64) * WIDTH
-    tl.store(mine + at, h, mask=inside)
-    tl.debug_barrier()
-    row = first_row + tl.arange(0, ROWS)
-    sums = _dot_rows(weight, first_row, mine, COUNT, WIDTH, ROWS, COLUMNS, UNROLL)
-    if GATED:
-        ups = _dot_rows(
-            weight + COUNT * WIDTH, first_row, mine, COUNT, WIDTH, ROWS, COLUMNS, UNROLL
-        )
-        gate = gelu(sums.to(DTYPE).to(tl.float32)).to(DTYPE).to(tl.float32)
-        sums = gate * ups.to(DTYPE).to(tl.float32)
-    tl.store(out + row, sums, mask=row < COUNT)
+    h = normed(new, following_weight, eps, WIDTH).to(DTYPE).to(tl.float32)
+    for start in range(first_row, COUNT, step):
+        next_w = _tile(weight, start + step, COUNT, ROWS, WIDTH, BLOCK)
+        next_u = next_w
+        if GATED:
+            next_u = _tile(weight + COUNT * WIDTH, start + step, COUNT, ROWS, WIDTH, BLOCK)
+        sums = tl.sum(w.to(tl.float32) * h[None, :], 1)
+        if GATED:
+            ups = tl.sum(u.to(tl.float32) * h[None, :], 1).to(DTYPE).to(tl.float32)
+            sums = gelu(sums.to(DTYPE).to(tl.float32)).to(DTYPE).to(tl.float32) * ups
+        row = start + tl.arange(0, ROWS)
+        tl.store(out + row, sums, mask=row < COUNT)
+        w, u = next_w, next_u
 
 
 @triton.jit
 def _matvec(
     weight, vector, out,
-    COUNT: tl.constexpr, WIDTH: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr,
-    UNROLL: tl.constexpr, LINES_PADDED: tl.constexpr, OVERLAP: tl.constexpr,
+    COUNT: tl.constexpr, WIDTH: tl.constexpr, BLOCK: tl.constexpr, ROWS: tl.constexpr,
+    OVERLAP: tl.constexpr,
 ):  # fmt: skip
+    step = tl.num_programs(0) * ROWS
     first_row = tl.program_id(0) * ROWS
+    at = tl.arange(0, BLOCK)
+    w = _tile(weight, first_row, COUNT, ROWS, WIDTH, BLOCK)
     if OVERLAP:
-        LINES: tl.constexpr = (ROWS * WIDTH * 2) // 128
-        start = tl.minimum(first_row, COUNT - ROWS).to(tl.int64) * WIDTH
-        _prefetch(weight, start, LINES, LINES_PADDED)
         tl.extra.cuda.gdc_launch_dependents()
         tl.extra.cuda.gdc_wait()
-    sums = _dot_rows(weight, first_row, vector, COUNT, WIDTH, ROWS, COLUMNS, UNROLL)
-    row = first_row + tl.arange(0, ROWS)
-    tl.store(out + row, sums, mask=row < COUNT)
+    x = tl.load(vector + at, mask=at < WIDTH, other=0.0)
+    for start in range(first_row, COUNT, step):
+        next_w = _tile(weight, start + step, COUNT, ROWS, WIDTH, BLOCK)
+        sums = tl.sum(w.to(tl.float32) * x.to(tl.float32)[None, :], 1)
+        row = start + tl.arange(0, ROWS)
+        tl.store(out + row, sums, mask=row < COUNT)
+        w = next_w
+
+
+@triton.jit
+def _prefetch(weight, number, AHEAD: tl.constexpr, LANES: tl.constexpr):
+    """Ask the second-level cache for piece `number` of a weight, of which `AHEAD` bytes count."""
+    lane = number.to(tl.int64) * LANES + tl.arange(0, LANES)
+    first_byte = tl.minimum(lane * 2048, AHEAD - 2048)
+    tl.inline_asm_elementwise(
+        "cp.async.bulk.prefetch.L2.global [$1], 2048; mov.u32 $0, 0;",
+        "=r,l", [weight.to(tl.int64) + first_byte], tl.int32, is_pure=False, pack=1,
+    )  # fmt: skip
+
+
+@triton.jit
+def _load_page(keys, values, base, D: tl.constexpr, BLOCK: tl.constexpr):
+    """Keys of a page, transposed, in halves, and its values."""
+    half, at, place = tl.arange(0, D // 2), tl.arange(0, D), tl.arange(0, BLOCK)
+    key_place = keys + base + place[None, :] * D + half[:, None]
+    value_place = values + base + place[:, None] * D + at[None, :]
+    return tl.load(key_place), tl.load(key_place + D // 2), tl.load(value_place)
+
+
+@triton.jit
+def _see_page(
+    qa, qb, ka, kb, v, key_position, first, position, scale, best, total, acc
+):  # fmt: skip
+    """The running softmax after one more page of earlier keys."""
+    is_seen = (key_position >= first) & (key_position < position)
+    scores = tl.dot(qa, ka, input_precision="ieee")
+    scores = tl.dot(qb, kb, scores, input_precision="ieee") * scale
+    scores = tl.where(is_seen[None, :], scores, float("-inf"))
+    new_best = tl.maximum(best, tl.max(scores, 1))
+    # a page may hold no key but the new one, and then nothing is known yet
+    anchor = tl.where(new_best == float("-inf"), 0.0, new_best)
+    shrink = tl.exp(best - anchor)
+    weights = tl.exp(scores - anchor[:, None])
+    total = total * shrink + tl.sum(weights, 1)
+    acc = tl.dot(weights.to(v.dtype), v, acc * shrink[:, None], input_precision="ieee")
+    return new_best, total, acc
 
 
 @triton.jit
 def _attend_row(
-    qkv, query_norm, key_norm, eps, cos, sin, positions, slots, table, keys, values, out, queries,
-    part_out, part_sums, counters, scale, head_stride, table_stride,
+    qkv, query_norm, key_norm, eps, cos, sin, positions, slots, table, keys, values, out,
+    ahead, part_out, part_sums, counters, scale, head_stride, table_stride,
     WINDOW: tl.constexpr, HEADS: tl.constexpr, KEY_HEADS: tl.constexpr, GROUP: tl.constexpr,
     ROWS: tl.constexpr, D: tl.constexpr, BLOCK: tl.constexpr, SPLITS: tl.constexpr,
-    OVERLAP: tl.constexpr,
+    LEAST: tl.constexpr, AHEAD: tl.constexpr, LANES: tl.constexpr, OVERLAP: tl.constexpr,
 ):  # fmt: skip
     head, split = tl.program_id(0), tl.program_id(1)
     HALF: tl.constexpr = D // 2
     DTYPE: tl.constexpr = qkv.dtype.element_ty
-    half, at = tl.arange(0, HALF), tl.arange(0, D)
-    q_weight_a = tl.load(query_norm + half).to(tl.float32)
-    q_weight_b = tl.load(query_norm + HALF + half).to(tl.float32)
-    k_weight_a = tl.load(key_norm + half).to(tl.float32)
-    k_weight_b = tl.load(key_norm + HALF + half).to(tl.float32)
-    slot = tl.load(slots).to(tl.int64)
+    half, at, group = tl.arange(0, HALF), tl.arange(0, D), tl.arange(0, ROWS)
+    place = tl.arange(0, BLOCK)
     if OVERLAP:
         tl.extra.cuda.gdc_launch_dependents()
-        tl.extra.cuda.gdc_wait()
+        if split >= SPLITS:
+            _prefetch(ahead, (split - SPLITS) * KEY_HEADS + head, AHEAD, LANES)
+    # positions, pages and earlier keys are from the step before: they need not be waited for
+    slot = tl.load(slots).to(tl.int64)
     position = tl.load(positions + slot)
-    first, begin, end, active = span(position, split, WINDOW, SPLITS, BLOCK)
+    first, begin, end, active = span(position, split, WINDOW, SPLITS, BLOCK, LEAST)
     if split < active:
+        pages = table + slot * table_stride
+        offset = head.to(tl.int64) * head_stride
+        base = offset + tl.load(pages + begin).to(tl.int64) * (BLOCK * D)
+        old_ka, old_kb, old_v = _load_page(keys, values, base, D, BLOCK)
         c = tl.load(cos + position.to(tl.int64) * HALF + half).to(tl.float32)
         s = tl.load(sin + position.to(tl.int64) * HALF + half).to(tl.float32)
-        group = tl.arange(0, ROWS)
+        q_weight_a = tl.load(query_norm + half).to(tl.float32)
+        q_weight_b = tl.load(query_norm + HALF + half).to(tl.float32)
+        k_weight_a = tl.load(key_norm + half).to(tl.float32)
+        k_weight_b = tl.load(key_norm + HALF + half).to(tl.float32)
+        if OVERLAP:
+            tl.extra.cuda.gdc_wait()
         is_query = (group < GROUP)[:, None]
         query_at = qkv + (head * GROUP + group[:, None]) * D + half[None, :]
         qa = tl.load(query_at, mask=is_query, other=0.0).to(tl.float32)
         qb = tl.load(query_at + HALF, mask=is_query, other=0.0).to(tl.float32)
+        key_at = qkv + (HEADS + head) * D + half
+        ka, kb = tl.load(key_at).to(tl.float32), tl.load(key_at + HALF).to(tl.float32)
+        value = tl.load(qkv + (HEADS + KEY_HEADS + head) * D + at)
         rate = tl.rsqrt((tl.sum(qa * qa, 1) + tl.sum(qb * qb, 1)) / D + eps)[:, None]
         qa = (qa * rate * (1.0 + q_weight_a)[None, :]).to(DTYPE).to(tl.float32)
         qb = (qb * rate * (1.0 + q_weight_b)[None, :]).to(DTYPE).to(tl.float32)
         qa, qb = rotated(qa, qb, c[None, :], s[None, :], DTYPE)
-        # the program's own copy, so that its threads can read each other's part
-        mine = queries + (head * SPLITS + split) * ROWS * D
-        tl.store(mine + group[:, None] * D + half[None, :], qa)
-        tl.store(mine + group[:, None] * D + HALF + half[None, :], qb)
-        pages = table + slot * table_stride
-        offset = head.to(tl.int64) * head_stride
-        if split == active - 1:  # the new key and value lie in the last page
-            key_at = qkv + (HEADS + head) * D + half
-            ka, kb = tl.load(key_at).to(tl.float32), tl.load(key_at + HALF).to(tl.float32)
+        best = tl.full([ROWS], float("-inf"), tl.float32)
+        total = tl.zeros([ROWS], tl.float32)
+        acc = tl.zeros([ROWS, D], tl.float32)
+        if split == active - 1:  # the new key is seen here, and stored for the next step
             ka, kb = normed_halves(ka, kb, k_weight_a, k_weight_b, eps, D, DTYPE)
-            ka, kb = rotated(ka, kb, c, s, DTYPE)
+            new_a, new_b = rotated(ka, kb, c, s, DTYPE)
             page = tl.load(pages + position // BLOCK).to(tl.int64)
             target = offset + (page * BLOCK + position % BLOCK) * D
-            tl.store(keys + target + half, ka)
-            tl.store(keys + target + HALF + half, kb)
-            value = tl.load(qkv + (HEADS + KEY_HEADS + head) * D + at)
+            tl.store(keys + target + half, new_a)
+            tl.store(keys + target + HALF + half, new_b)
             tl.store(values + target + at, value)
-        tl.debug_barrier()
-        q = tl.load(mine + group[:, None] * D + at[None, :])
-        acc, best, total = read_pages(
-            q, keys, values, pages, offset, first, position, begin, end, scale, ROWS, D, BLOCK
-        )
-        out_at = out + (head * GROUP + group[:, None]) * D + at[None, :]
+            best = tl.sum(qa.to(tl.float32) * new_a.to(tl.float32)[None, :], 1)
+            best += tl.sum(qb.to(tl.float32) * new_b.to(tl.float32)[None, :], 1)
+            best *= scale
+            total += 1.0
+            acc += value.to(tl.float32)[None, :]
+        best, total, acc = _see_page(
+            qa, qb, old_ka, old_kb, old_v, begin * BLOCK + place, first, position, scale,
+            best, total, acc,
+        )  # fmt: skip
+        for number in range(begin + 1, end):
+            base = offset + tl.load(pages + number).to(tl.int64) * (BLOCK * D)
+            old_ka, old_kb, old_v = _load_page(keys, values, base, D, BLOCK)
+            best, total, acc = _see_page(
+                qa, qb, old_ka, old_kb, old_v, number * BLOCK + place, first, position, scale,
+                best, total, acc,
+            )  # fmt: skip
         finish(
-            acc, best, total, out_at, part_out, part_sums, counters + head,
-            head * SPLITS + split, split, active, GROUP, ROWS, D,
+            acc, best, total, out + head * GROUP * D, part_out, part_sums, counters + head,
+            head * SPLITS + split, split, active, GROUP, ROWS, D, SPLITS,
         )  # fmt: skip
