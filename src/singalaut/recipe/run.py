@@ -17,7 +17,7 @@ from singalaut.recipe.load import load_recipe
 from singalaut.recipe.plan import Model, Plan, PlannedStage, make_plan, shown
 from singalaut.recipe.problems import nearest
 from singalaut.recipe.schema import Recipe
-from singalaut.recipe.wiring import STAGES, StageFunction, locate, open_model, present_model
+from singalaut.recipe.wiring import STAGES, StageFunction, join, locate, open_model, present_model
 
 log = logging.getLogger("singalaut")
 
@@ -55,6 +55,28 @@ def run_one_stage(
 ) -> Artifact:
     """Run one stage of a recipe, as the whole recipe would; what it takes must have finished."""
     return run_recipe(recipe, folder, until=name, from_=name, models=models, root=root)[-1]
+
+
+def join_stage(
+    recipe: Recipe,
+    name: str,
+    folder: Path,
+    *,
+    models: Mapping[str, str] | None = None,
+    root: Path | None = None,
+) -> PlannedStage:
+    """Help a run of one stage that works on another machine, until nothing is left to help with.
+
+    Raises: RecipeError for a stage whose work cannot be shared.
+    """
+    plan = plan_recipe(recipe, folder, models=models, root=root)
+    stage = next(stage for stage in plan.stages if stage.name == name)
+    if stage.config.kind != "prepare":
+        raise RecipeError(f"the stage `{name}` cannot be shared by machines", where="--join")
+    if find_stage(stage) is None:
+        log.info("%s: helps", stage.name)
+        join(stage, plan)
+    return stage
 
 
 def stage_model(recipe_file: Path, name: str) -> Path:

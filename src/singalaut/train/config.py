@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import Any, ClassVar, Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
-from singalaut.data.config import DataSource
+from singalaut.data.config import DataSource, MixConfig, source_files
 from singalaut.settings import Settings, StageSettings
 
 Projection = Literal["query", "key", "value", "output", "gate", "up", "down"]
@@ -35,10 +35,11 @@ class AdapterConfig(Settings):
 class SftConfig(StageSettings):
     """Supervised fine-tuning on the assistant's turns."""
 
-    VERSION: ClassVar[int] = 1
+    VERSION: ClassVar[int] = 2
     OUTPUT: ClassVar[str] = "model"
     NOT_IN_KEY: ClassVar[dict[str, Any]] = {
         "model": True,
+        "prepared": True,
         "data": {"__all__": {"path"}},
         "save_every": True,
     }
@@ -47,10 +48,16 @@ class SftConfig(StageSettings):
     name: str = "sft"
     model: str = "base"
     """The stage whose model is tuned, or `base`."""
-    data: tuple[DataSource, ...] = Field(min_length=1)
-    """Where the conversations come from."""
-    steps: int = Field(ge=1)
+    data: tuple[DataSource, ...] = ()
+    """Where the conversations come from; they are prepared in the cache, without cleaning."""
+    prepared: str | None = None
+    """The stage that has prepared the conversations, instead of `data`."""
+    mix: MixConfig = Field(default_factory=lambda: MixConfig.model_validate({}))
+    """How often conversations are used."""
+    steps: int | None = Field(None, ge=1)
     """Optimiser steps."""
+    epochs: float | None = Field(None, gt=0)
+    """Passes over the mixture, instead of `steps`."""
     batch_size: int = Field(8, ge=1)
     """Conversations in a step."""
     max_tokens: int = Field(2048, ge=2)
@@ -78,8 +85,20 @@ class SftConfig(StageSettings):
     save_every: int = Field(20, ge=1)
     """Steps between the checkpoints that a killed run resumes from."""
 
+    @model_validator(mode="after")
+    def _one_of_each(self) -> SftConfig:
+        faults = []
+        if bool(self.data) == (self.prepared is not None):
+            faults.append("either `data` or `prepared`")
+        if (self.steps is None) == (self.epochs is None):
+            faults.append("either `steps` or `epochs`")
+        if faults:
+            raise ValueError("it needs " + ", and ".join(faults))
+        return self
+
     def inputs(self) -> dict[str, str]:
-        return {"model": self.model}
+        prepared = {} if self.prepared is None else {"prepared": self.prepared}
+        return {"model": self.model, **prepared}
 
     def files(self) -> dict[str, str]:
-        return {f"data.{i}": source.path for i, source in enumerate(self.data)}
+        return source_files(self.data)

@@ -5,14 +5,19 @@ from __future__ import annotations
 import logging
 import math
 import time
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import torch
 
 from singalaut.artifact import Work
 from singalaut.contracts import derive
-from singalaut.data.batches import TrainingData, load_training_data, micro_batches
+from singalaut.data.batches import micro_batches
+from singalaut.data.cache import cached_store, open_store, stored_in
+from singalaut.data.mix import Mixture, mixture
+from singalaut.data.store import Store
 from singalaut.errors import DataError
 from singalaut.model.gemma3 import Gemma3
 from singalaut.model.hf import (
@@ -28,38 +33,48 @@ from singalaut.progress import progress
 from singalaut.train.checkpoint import load_state, save_state
 from singalaut.train.config import SftConfig
 from singalaut.train.optim import adamw, scheduled_rate
-from singalaut.train.pictures import check_pictures
+from singalaut.train.pictures import sight_of
 from singalaut.train.step import train_step
 
 log = logging.getLogger("singalaut")
 
 
-def run_sft(config: SftConfig, *, model: Path, data: list[Path], work: Work, seed: int) -> None:
+def run_sft(
+    config: SftConfig,
+    *,
+    model: Path,
+    data: Sequence[Path | None],
+    work: Work,
+    seed: int,
+    prepared: Path | None = None,
+) -> None:
     """Tune `model` on the assistant's turns of `data`; a rerun goes on from the last checkpoint.
 
+    `data` has the file or folder of each source, None for those of the hub, or one folder of a
+    stage `prepare`; `prepared` is a token store that is used instead.
+
     Writes `model/` (merged, in the dtype of the input) and, with an adapter, `adapter/`. Weights
-    and moments are float32 while training. Raises DataError when the loss is not finite.
+    and moments are float32 while training.
+    Raises: DataError when the loss is not finite.
     """
-    shape = read_config(model)
-    each = None if shape.vision is None else shape.vision.image_tokens
-    rows = load_training_data(data, config.data, model, config.max_tokens, each)
-    check_contexts(rows, shape.max_positions, config.max_tokens)
-    check_pictures([(e.name, picture) for e in rows.examples for picture in e.pictures])
-    work.facts["data"] = rows.provenance
-    log.info("%d conversations", len(rows.examples))
-    network = _trainable(config, model, rows.end_of_turn, seed)
+    store, mixed = _open_data(config, model, data, seed, prepared)
+    work.facts["data"] = store.about["provenance"]
+    steps = config.steps or math.ceil((config.epochs or 1) * sum(mixed.quotas) / config.batch_size)
+    network = _trainable(config, model, store.about["end_of_turn"], seed)
     optimizer = adamw(network, config.learning_rate, config.weight_decay)
     state_file = work.scratch / "state.safetensors"
     start = load_state(state_file, network, optimizer)
     work.rewind(start)
-    with progress("sft", config.steps, "step") as bar:
+    with progress("sft", steps, "step") as bar:
         bar.advance(start)
-        for step in range(start, config.steps):
+        for step in range(start, steps):
             begin = time.monotonic()
-            micros = micro_batches(rows.batch(step, config.batch_size, seed), config.micro_tokens)
+            first = step * config.batch_size
+            chosen = mixed.documents(first, first + config.batch_size)
+            micros = micro_batches(store, chosen, config.micro_tokens)
             rate = scheduled_rate(
                 step,
-                config.steps,
+                steps,
                 config.warmup_steps,
                 config.learning_rate,
                 config.final_learning_rate,
@@ -84,7 +99,7 @@ def run_sft(config: SftConfig, *, model: Path, data: list[Path], work: Work, see
                     hint="lower `learning_rate` or look at the data",
                 )
             bar.advance(loss=f"{meters.loss:.3f}", speed=f"{speed} tok/s")
-            if (step + 1) % config.save_every == 0 or step + 1 == config.steps:
+            if (step + 1) % config.save_every == 0 or step + 1 == steps:
                 save_state(state_file, network, optimizer, step + 1)
     restore_layers(network)
     if config.adapter is not None:
@@ -115,16 +130,49 @@ def _trainable(config: SftConfig, model: Path, end_of_turn: int, seed: int) -> G
     return network
 
 
-def check_contexts(rows: TrainingData, context: int, max_tokens: int) -> None:
-    """Refuse conversations that are longer than what the model was made for.
+def _open_data(
+    config: SftConfig,
+    model: Path,
+    data: Sequence[Path | None],
+    seed: int,
+    prepared: Path | None,
+) -> tuple[Store, Mixture]:
+    """The token store, and how its documents are mixed."""
+    if prepared is None:
+        prepared = stored_in(data)
+    if prepared is None:
+        store = cached_store(config.data, data, model, config.max_tokens, sight_of(model))
+        weights = [source.weight for source in config.data]
+        limits = [source.limit for source in config.data]
+    else:
+        store = open_store(prepared, model)
+        weights = [source.weight for source in store.sources]
+        limits = [source.limit for source in store.sources]
+    mixed = mixture(
+        store,
+        seed,
+        weights=weights,
+        limits=limits,
+        sources=config.mix.sources,
+        languages=config.mix.languages,
+        temperature=config.mix.temperature,
+        max_repeats=config.mix.max_repeats,
+        longest=config.max_tokens,
+    )
+    _check_context(store, mixed, read_config(model).max_positions, config.max_tokens)
+    log.info("%s conversations in a pass", f"{sum(mixed.quotas):,.0f}")
+    return store, mixed
 
-    Raises: DataError naming the longest one.
-    """
-    longest = max(rows.examples, key=lambda example: len(example.tokens))
-    if (length := len(longest.tokens)) > context:
+
+def _check_context(store: Store, mixed: Mixture, context: int, max_tokens: int) -> None:
+    """Refuse conversations that are longer than what the model was made for."""
+    documents = np.concatenate(mixed.groups)
+    longest = documents[store.documents["tokens"][documents].argmax()]
+    record = store.documents[longest]
+    if record["tokens"] > context:
         raise DataError(
-            f"a conversation has {length} tokens; the model's context is {context}",
-            where=longest.name,
+            f"a conversation has {record['tokens']} tokens; the model's context is {context}",
+            where=f"{store.sources[record['source']].name}, row {record['row']}",
             hint=f"lower `max_tokens` from {max_tokens} to {context}: longer conversations are "
             "then left out and counted; or shorten them",
         )
