@@ -29,7 +29,7 @@ from singalaut.model.training import checkpoint_layers, compile_layers
 from singalaut.train.config import ALL_PROJECTIONS
 from singalaut.train.optim import adamw
 from singalaut.train.parallel import World, join_world, shard
-from singalaut.train.plan import step_flops
+from singalaut.train.plan import GIB, memory_plan, step_flops
 from singalaut.train.step import train_step
 
 TINY = Gemma3Config(32, 64, 6, 4, 2, 16, 16.0, 8, 512, 512, 8.0)
@@ -85,8 +85,8 @@ def main() -> None:
     peak = matmul_peak() if DEVICE == "cuda" else 1.0
     lines = [f"bf16 matrix product, 8192³: {peak:.0f} TFLOP/s.", ""]
     lines += [
-        "| what | tokens/s | beside TRL + Liger | MFU | peak memory |",
-        "|---|---|---|---|---|",
+        "| what | tokens/s | beside TRL + Liger | MFU | peak memory | planned |",
+        "|---|---|---|---|---|---|",
     ]
     for case in cases:
         result = measure(case, world, options.profile)
@@ -109,8 +109,21 @@ def row(case: Case, result: Result, peak: float, world: World) -> str:
     mfu = result.flops_per_second / peak / 1e12 / world.size
     return (
         f"| {what} tokens, keeps {case.keep} | {result.tokens_per_second:,.0f} | {beside} | "
-        f"{mfu:.1%} | {result.peak_gib:.1f} GiB |"
+        f"{mfu:.1%} | {result.peak_gib:.1f} GiB | {planned(case, world):.1f} GiB |"
     )
+
+
+def planned(case: Case, world: World) -> float:
+    plan = memory_plan(
+        case.config,
+        case.rows * case.length,
+        precision=case.precision,
+        keep=case.keep,
+        accumulates=case.micros > 1,
+        learned=0 if case.adapter else None,
+        processes=world.size,
+    )
+    return sum(plan.values()) / GIB
 
 
 def measure(case: Case, world: World, profile: bool = False) -> Result:

@@ -40,6 +40,7 @@ from singalaut.train.config import SftConfig
 from singalaut.train.material import Material, open_material
 from singalaut.train.optim import adamw, scheduled_rate
 from singalaut.train.parallel import World, join_world, shard, whole
+from singalaut.train.plan import GIB, check_memory, memory_plan
 from singalaut.train.step import Meters, train_step, validate
 
 log = logging.getLogger("singalaut")
@@ -68,6 +69,7 @@ def run_sft(
     store, steps = material.store, material.steps
     work.facts["data"] = store.about["provenance"]
     network = _trainable(config, model, store.about["end_of_turn"], seed, world)
+    _check_device(network, config, model, world)
     optimizer = adamw(
         network, config.learning_rate, config.weight_decay, config.precision, derive(seed, "adamw")
     )
@@ -142,6 +144,23 @@ def _trainable(config: SftConfig, model: Path, end_of_turn: int, seed: int, worl
     if config.compile:
         compile_layers(network)
     return shard(network, world)
+
+
+def _check_device(network: Gemma3, config: SftConfig, model: Path, world: World) -> None:
+    """Say what a step will take of the device's memory, and refuse what it has not got."""
+    if world.device.type != "cuda":
+        return
+    learned = sum(p.numel() for p in network.parameters() if p.requires_grad)
+    plan = memory_plan(
+        network.config,
+        max(config.micro_tokens, config.max_tokens),
+        precision=config.precision,
+        keep=config.keep,
+        learned=None if config.adapter is None else learned,
+        processes=world.size,
+    )
+    log.info("memory of a step: about %.1f GiB a device", sum(plan.values()) / GIB)
+    check_memory(plan, torch.cuda.get_device_properties(world.device).total_memory, model.name)
 
 
 def _log_step(

@@ -109,11 +109,12 @@ class Tally:
 
     def add(self, micro: Micro, losses: Tensor) -> None:
         """The losses of the learned tokens of a micro-batch, in order."""
-        mask, ends = micro.mask[0].numpy(), np.cumsum(micro.lengths, dtype=np.int64)
+        mask, ends = micro.mask[0].numpy().astype(np.int64), np.cumsum(micro.lengths)
+        mask[0] = 0  # nothing stands before it
         places = np.zeros(len(ends), dtype=np.int64)
         if micro.sources:
             places = np.array(micro.sources) * self._shape[1] + np.array(micro.languages)
-        counts = np.add.reduceat(mask.astype(np.int64), ends - np.array(micro.lengths))
+        counts = np.add.reduceat(mask, ends - np.array(micro.lengths))
         self._places.append(places.repeat(counts))
         self._losses.append(losses.detach())
 
