@@ -39,9 +39,9 @@ def train_step(
     for micro, images in zip(micros, _images_of(model, micros), strict=True):
         groups = None if images is None else model.image_groups(micro.tokens)[0]
         plan = Packed(micro.lengths, groups, device)
-        tokens, mask = micro.tokens.to(device), micro.mask.to(device)
+        tokens = micro.tokens.to(device)
         hidden = model(tokens, plan.positions(), plan, images)
-        loss = sft_loss(hidden, model.embedding.weight, tokens, mask, learned)
+        loss, _ = sft_loss(hidden, model.embedding.weight, tokens, micro.mask, learned)
         loss.backward()
         total += loss.item()
     parameters = [p for group in optimizer.param_groups for p in group["params"]]
