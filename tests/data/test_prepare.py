@@ -97,6 +97,17 @@ def test_every_bad_row_is_counted_and_shown(tmp_path, prepare):
     assert "<script" not in page and "http" not in page and "a message has the role" in page
 
 
+def test_turns_out_of_order_are_joined_and_counted(tmp_path, prepare):
+    twice = {"messages": [turn("user", "a"), turn("user", "b"), turn("assistant", "c")]}
+    once = conversation("a\n\nb", "c")
+    file = write_rows(tmp_path / "rows.jsonl", [*good_rows(3), twice, once])
+    work = prepare([file], clean={"duplicates": False})
+    report = json.loads((work.path / "report" / "report.json").read_bytes())
+    assert (report["joined"], report["sources"][0]["joined"], report["kept"]) == (1, 1, 5)
+    store = Store.open(work.path / "data")
+    assert store.words(3).tolist() == store.words(4).tolist()
+
+
 def test_too_many_bad_rows_stop_the_stage(tmp_path, prepare):
     bad = BAD_ROWS["there is no assistant turn"]
     file = write_rows(tmp_path / "rows.jsonl", [*good_rows(98), bad, bad])

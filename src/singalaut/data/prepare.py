@@ -301,6 +301,10 @@ def tell(report: dict[str, Any]) -> None:
         f"{report['rows']:,}",
         f"{report['tokens']:,}",
     )
+    if report["cut"]:
+        log.warning("shortened: %s rows", f"{report['cut']:,}")
+    if report["joined"]:
+        log.warning("turns of one role, one after the other, joined: %s rows", report["joined"])
     left_out = reasons(report)
     for entry in left_out[:MOST_TOLD]:
         log.warning(
