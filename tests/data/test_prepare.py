@@ -115,7 +115,7 @@ def test_too_many_bad_rows_stop_the_stage(tmp_path, prepare):
         prepare([file])
     message = str(caught.value)
     assert "2.0% of `rows` cannot be used: there is no assistant turn (2)" in message
-    assert "rows.jsonl, row 99" in message and "max_bad_share" in message
+    assert "rows.jsonl, row 99" in message and "max_bad_share" in message and "`columns`" in message
     assert reasons(prepare([file], max_bad_share=0.02)) == {"there is no assistant turn": 2}
     with pytest.raises(DataError, match="no row is left: longer than 5 tokens"):
         prepare([file], name="other", max_tokens=5, max_bad_share=0.02)
@@ -270,8 +270,9 @@ def test_a_source_that_disappears(tmp_path, prepare, monkeypatch):
         return real(job, number, piece, folder)
 
     monkeypatch.setattr(workers, "tokenise_piece", disappears)
-    with pytest.raises(DataError, match=r"of `b` cannot be used: no such file"):
+    with pytest.raises(DataError, match=r"of `b` cannot be used: no such file") as caught:
         prepare(files)
+    assert "bring the file back" in str(caught.value)
     assert away.exists()
     shutil.copy2(away, files[1])
     monkeypatch.setattr(workers, "tokenise_piece", real)
