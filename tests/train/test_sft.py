@@ -136,7 +136,7 @@ def test_a_loss_that_is_not_finite_stops_the_run(tmp_path, tiny_model, rows):
     damaged.layers[1].mlp.up.weight.data[0, 0] = float("nan")
     shutil.copytree(tiny_model, tmp_path / "damaged")
     save_model(damaged, tmp_path / "damaged", torch.float32)
-    with pytest.raises(DataError, match=r"the loss is nan.* at step 0"):
+    with pytest.raises(DataError, match=r"the loss is nan.* at step 2, the last of 3 bad"):
         run(tmp_path, tmp_path / "damaged", rows)
 
 

@@ -42,6 +42,7 @@ class SftConfig(StageSettings):
         "prepared": True,
         "data": {"__all__": {"path"}},
         "save_every": True,
+        "keep_checkpoints": True,
     }
 
     kind: Literal["sft"] = "sft"
@@ -76,6 +77,10 @@ class SftConfig(StageSettings):
     """Gradients are scaled down to this global norm."""
     adapter: AdapterConfig | None = None
     """Train a low-rank adapter; without it, all weights."""
+    precision: Literal["float32", "master", "rounded"] = "float32"
+    """Weights while training: in float32; in bfloat16 beside a float32 copy (`master`); or in
+    bfloat16 alone, with moments in bfloat16, rounded at random (`rounded`: half the memory).
+    """
     keep: Literal["all", "products", "attention", "inputs"] = "all"
     """What each layer keeps for the backward pass; the rest is computed twice. `all` is fastest,
     `inputs` takes least memory; `products` and `attention` (of matrices, of attention) lie between.
@@ -84,6 +89,18 @@ class SftConfig(StageSettings):
     """Compile the layers: faster on a GPU, after a minute at the start."""
     save_every: int = Field(20, ge=1)
     """Steps between the checkpoints that a killed run resumes from."""
+    keep_checkpoints: int = Field(1, ge=1)
+    """How many of the last checkpoints are kept while the stage runs."""
+    held_out: int = Field(0, ge=0)
+    """Conversations of each source and language that are kept from training, to measure on."""
+    validate_every: int = Field(50, ge=1)
+    """Steps between measurements on what is held out; one before the first and one after the last.
+    """
+    max_bad_steps: int = Field(3, ge=1)
+    """Steps in a row whose loss or gradient is not finite, or whose gradient is a spike, after
+    which the run stops; fewer are left out, and logged."""
+    spike: float | None = Field(None, gt=1)
+    """A gradient whose norm is so many times the median of the last steps is a spike."""
 
     @model_validator(mode="after")
     def _one_of_each(self) -> SftConfig:
