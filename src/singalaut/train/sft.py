@@ -6,41 +6,26 @@ One process trains on a CPU or a GPU; started by `torchrun`, as many share the w
 from __future__ import annotations
 
 import logging
-import signal
 import statistics
-import threading
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import replace
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
-import torch
 
 from singalaut.artifact import Work
 from singalaut.contracts import derive
 from singalaut.data.batches import micro_batches
 from singalaut.data.store import Store
-from singalaut.errors import DataError
 from singalaut.model.gemma3 import Gemma3
-from singalaut.model.hf import (
-    copy_companions,
-    load_model,
-    parameter_shapes,
-    save_model,
-    save_weights,
-    stored_dtype,
-)
-from singalaut.model.lora import add_adapter, merge_adapter, save_adapter
-from singalaut.model.training import checkpoint_layers, compile_layers, restore_layers
 from singalaut.progress import progress
 from singalaut.train.checkpoint import Checkpoints
 from singalaut.train.config import SftConfig
+from singalaut.train.loop import no_progress, stop_asked
 from singalaut.train.material import Material, open_material
+from singalaut.train.network import check_device, trainable, write_model
 from singalaut.train.optim import adamw, scheduled_rate
-from singalaut.train.parallel import World, join_world, shard, whole
-from singalaut.train.plan import GIB, check_memory, memory_plan
+from singalaut.train.parallel import World, join_world
 from singalaut.train.step import Meters, train_step, validate
 
 log = logging.getLogger("singalaut")
@@ -68,8 +53,8 @@ def run_sft(
     material = open_material(config, model, data, seed, prepared)
     store, steps = material.store, material.steps
     work.facts["data"] = store.about["provenance"]
-    network = _trainable(config, model, store.about["end_of_turn"], seed, world)
-    _check_device(network, config, model, world)
+    network = trainable(config, model, store.about["end_of_turn"], seed, world)
+    check_device(network, config, model, world, max(config.micro_tokens, config.max_tokens))
     optimizer = adamw(
         network, config.learning_rate, config.weight_decay, config.precision, derive(seed, "adamw")
     )
@@ -79,7 +64,7 @@ def run_sft(
         work.rewind(start)
     bad: list[int] = []
     norms: list[float] = []
-    with progress("sft", steps, "step") as bar, _stop_asked() as stop:
+    with progress("sft", steps, "step") as bar, stop_asked() as stop:
         bar.advance(start)
         for step in range(start, steps):
             if step == start == 0 or (step and step % config.validate_every == 0):
@@ -109,7 +94,7 @@ def run_sft(
                 log.warning("step %d left out: loss %s, gradient norm %s", step, *meters.fault)
             if len(bad) >= config.max_bad_steps:
                 checkpoints.finish()
-                raise _no_progress(bad, meters, checkpoints, work)
+                raise no_progress(bad, meters.fault, checkpoints, work)
             speed = f"{meters.tokens / seconds:,.0f} tok/s"
             bar.advance(loss=f"{meters.loss:.3f}", speed=speed)
             ends = world.any(stop.is_set())
@@ -121,46 +106,7 @@ def run_sft(
                 raise SystemExit(0)
     checkpoints.finish()
     _measure(network, material, config, steps, work, world)
-    _write(network, config, model, work, seed, world)
-
-
-def _trainable(config: SftConfig, model: Path, end_of_turn: int, seed: int, world: World) -> Gemma3:
-    """The network with what is to be learned, cut among the processes; a vision part is frozen."""
-    dtype = torch.float32 if config.precision == "float32" else torch.bfloat16
-    network = load_model(model, dtype, world.device).train()
-    eos_ids = network.config.eos_ids
-    if end_of_turn not in eos_ids:
-        network.config = replace(network.config, eos_ids=(*eos_ids, end_of_turn))
-    if config.adapter is not None:
-        adapter = config.adapter
-        init = derive(seed, "adapter")
-        add_adapter(network, adapter.rank, adapter.alpha, adapter.targets, init)
-    else:
-        network.requires_grad_(True)
-        if network.vision is not None:
-            network.vision.requires_grad_(False)  # as Google trained: the decoder alone
-    if config.keep != "all":
-        checkpoint_layers(network, config.keep)
-    if config.compile:
-        compile_layers(network)
-    return shard(network, world)
-
-
-def _check_device(network: Gemma3, config: SftConfig, model: Path, world: World) -> None:
-    """Say what a step will take of the device's memory, and refuse what it has not got."""
-    if world.device.type != "cuda":
-        return
-    learned = sum(p.numel() for p in network.parameters() if p.requires_grad)
-    plan = memory_plan(
-        network.config,
-        max(config.micro_tokens, config.max_tokens),
-        precision=config.precision,
-        keep=config.keep,
-        learned=None if config.adapter is None else learned,
-        processes=world.size,
-    )
-    log.info("memory of a step: about %.1f GiB a device", sum(plan.values()) / GIB)
-    check_memory(plan, torch.cuda.get_device_properties(world.device).total_memory, model.name)
+    write_model(network, config, model, work, seed, world)
 
 
 def _log_step(
@@ -211,77 +157,3 @@ def _measure(
         }
         work.log(step=step, validation_loss=float(total / max(1, count)), **found)
         log.info("step %d: validation loss %.4f", step, total / max(1, count))
-
-
-def _no_progress(bad: list[int], meters: Meters, checkpoints: Checkpoints, work: Work) -> DataError:
-    last = checkpoints.path()
-    kept = "there is no checkpoint yet" if last is None else f"the last good one is {last.name}"
-    return DataError(
-        f"the loss is {meters.loss}, the gradient norm {meters.gradient_norm} at step {bad[-1]}"
-        + (f", the last of {len(bad)} bad steps in a row" if len(bad) > 1 else "")
-        + f"; {kept}",
-        where=work.path,
-        hint="lower `learning_rate` or look at the data",
-    )
-
-
-@contextmanager
-def _stop_asked() -> Iterator[threading.Event]:
-    """Set when the process is asked to end, so that it can do so with a checkpoint."""
-    asked = threading.Event()
-    if threading.current_thread() is not threading.main_thread():
-        yield asked
-        return
-    before = signal.signal(signal.SIGTERM, lambda *_: asked.set())
-    try:
-        yield asked
-    finally:
-        signal.signal(signal.SIGTERM, before)
-
-
-def _write(
-    network: Gemma3, config: SftConfig, model: Path, work: Work, seed: int, world: World
-) -> None:
-    """The tuned model; several processes put each tensor together, and the first one writes."""
-    restore_layers(network)
-    target, dtype = work.path / "model", stored_dtype(model)
-    if world.size > 1:
-        _write_together(network, config, model, work, seed, world)
-    elif config.adapter is None:
-        save_model(network, target, dtype)
-    else:
-        _write_adapted(network, model, work, dtype)
-    if world.is_first:
-        copy_companions(model, target)
-    world.wait()
-
-
-def _write_together(
-    network: Gemma3, config: SftConfig, model: Path, work: Work, seed: int, world: World
-) -> None:
-    dtype = stored_dtype(model)
-    names = dict(network.named_parameters())
-    if config.adapter is None:
-        tensors = (whole(names[name]) for name in parameter_shapes(network.config))
-        if world.is_first:
-            save_weights(work.path / "model", network.config, dtype, tensors)
-        else:
-            for _ in tensors:
-                pass
-        return
-    learned = {name: whole(p).cpu() for name, p in names.items() if p.requires_grad}
-    if world.is_first:
-        adapter = config.adapter
-        plain = load_model(model, dtype, "cpu")
-        plain.config = network.config
-        add_adapter(plain, adapter.rank, adapter.alpha, adapter.targets, derive(seed, "adapter"))
-        for name, weight in learned.items():
-            plain.get_parameter(name).data = weight
-        _write_adapted(plain, model, work, dtype)
-
-
-def _write_adapted(network: Gemma3, model: Path, work: Work, dtype: torch.dtype) -> None:
-    folder = model.parent if model.name == "model" else model
-    save_adapter(network, work.path / "adapter", base_name=folder.name)
-    merge_adapter(network)
-    save_model(network, work.path / "model", dtype)

@@ -61,10 +61,28 @@ def train_step(
         mean, losses = _loss(model, micro, images, max(1, learned) / world.size)
         mean.backward()
         tally.add(micro, losses)
+    table = tally.table(world)
+    loss = float(table[..., 0].sum() / max(1, learned))
+    length, taken = descend(optimizer, learning_rate, max_gradient_norm, loss, world, spike)
+    tokens = sum(micro.tokens.numel() for micro in micros)
+    return Meters(loss, length, tokens, learned, table, taken)
+
+
+def descend(
+    optimizer: torch.optim.Optimizer,
+    learning_rate: float,
+    max_gradient_norm: float,
+    loss: float,
+    world: World = ALONE,
+    spike: float | None = None,
+) -> tuple[float, bool]:
+    """Step along the gradients that are there, clipped; their norm, and whether it was done.
+
+    Nothing is changed where `loss` or the norm are not finite, or the norm is above `spike`.
+    """
     parameters = [p for group in optimizer.param_groups for p in group["params"]]
     norm = gradient_norm(parameters, world)
-    table = tally.table(world)
-    loss, length = float(table[..., 0].sum() / max(1, learned)), norm.item()
+    length = norm.item()
     taken = math.isfinite(loss) and math.isfinite(length) and (spike is None or length <= spike)
     if taken:
         if length > max_gradient_norm:
@@ -73,8 +91,7 @@ def train_step(
             group["lr"] = learning_rate
         optimizer.step()
     optimizer.zero_grad(set_to_none=True)
-    tokens = sum(micro.tokens.numel() for micro in micros)
-    return Meters(loss, length, tokens, learned, table, taken)
+    return length, taken
 
 
 @torch.no_grad()
