@@ -13,7 +13,7 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperGroup
 
-from singalaut.cli import data, doctor, merging, models, recipes, stages, talk
+from singalaut.cli import aligning, data, doctor, merging, models, recipes, stages, talk
 from singalaut.cli.logs import start_logging
 
 STOPPED = "stopped; finished stages and checkpoints are kept, run the same command to go on"
@@ -109,6 +109,7 @@ data_app = typer.Typer(no_args_is_help=True, rich_markup_mode=None, help="Look a
 data_app.command("report")(data.report)
 app.add_typer(data_app, name="data")
 app.command("sft")(stages.sft)
+app.command("apo")(aligning.apo)
 app.command("merge")(merging.merge)
 app.command("merge search")(merging.merge_search)
 app.command("eval")(stages.evaluate)

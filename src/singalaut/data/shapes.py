@@ -7,6 +7,7 @@ columns tell of language, licence and the like is `rows.py`'s business.
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import suppress
 from typing import Any, NamedTuple
@@ -26,6 +27,8 @@ OTHER_ROLES: dict[str, Role] = {
     "function_response": "tool",
     "function": "tool",
 }
+PROMPTS = ("prompt", "question", "instruction", "input")  # before two answers
+ABOUT_PAIRS = (*PROMPTS, "system")
 WRITE = 'write {"messages": [{"role": "user", "content": "…"}, …]}, or name the `columns`'
 
 
@@ -80,18 +83,35 @@ def prompt_and_answer(row: Row, prompt: str, answer: str, system: str | None = N
     return Content([*_system(row, system, messages), *messages, *answers])
 
 
-def preference(row: Row, prompt: str, chosen: str, rejected: str) -> Content:
-    """Two answers to one prompt: texts, turns, or whole conversations with a common beginning."""
+def preference(
+    row: Row, prompt: str, chosen: str, rejected: str, system: str | None = None
+) -> Content:
+    """Two answers to one prompt: texts, turns, or whole conversations with a common beginning.
+
+    Raises: DataError where the conversations go on for different numbers of turns.
+    """
     better, worse = row.get(chosen), row.get(rejected)
     if isinstance(better, str) or isinstance(worse, str):
         messages = turns_of(row.get(prompt), prompt)
-        return Content([*messages, _said(row, chosen)], [_said(row, rejected)])
+        before = [*_system(row, system, messages), *messages]
+        return Content([*before, _said(row, chosen)], [_said(row, rejected)])
     before = turns_of(row[prompt], prompt) if row.get(prompt) else []
     good, bad = turns_of(better, chosen), turns_of(worse, rejected)
     shared = next((i for i, (a, b) in enumerate(zip(good, bad, strict=False)) if a != b), len(good))
+    if len(good) != len(bad):
+        raise DataError(f"`{len(good)}` turns in `{chosen}`, `{len(bad)}` in `{rejected}`")
     if good and good[0].role != "assistant":
         before = []  # the answers hold the prompt already
+    before = [*_system(row, system, [*before, *good]), *before]
     return Content([*before, *good], bad[shared:])
+
+
+def _transcript(text: Any) -> list[dict[str, str]]:
+    """The turns of a text in which they are marked `Human:` and `Assistant:`, as in HH-RLHF."""
+    parts = re.split(r"(?:^|\n\n)(Human|Assistant): ?", text) if isinstance(text, str) else []
+    roles = {"Human": "user", "Assistant": "assistant"}
+    pairs = zip(parts[1::2], parts[2::2], strict=True)
+    return [{"role": roles[name], "content": said.strip()} for name, said in pairs]
 
 
 def _messages(row: Row) -> Content:
@@ -110,8 +130,16 @@ def _conversation(column: str) -> Shape:
     return Shape(column, (column,), read, ("system",))
 
 
-def _preference(row: Row) -> Content:
-    return preference(row, "prompt", "chosen", "rejected")
+def _pair_of(chosen: str, rejected: str) -> Callable[[Row], Content]:
+    def read(row: Row) -> Content:
+        prompt = next((name for name in PROMPTS if row.get(name)), PROMPTS[0])
+        if not row.get(prompt):  # texts may be whole conversations
+            turns = {name: _transcript(row.get(name)) for name in (chosen, rejected)}
+            if all(turns.values()):
+                row = turns
+        return preference(row, prompt, chosen, rejected, "system")
+
+    return read
 
 
 def _openmath(row: Row) -> Content:
@@ -162,7 +190,13 @@ SHAPES = (
     Shape("messages", ("messages",), _messages, ("answer",)),
     _conversation("conversations"),
     _conversation("conversation"),
-    Shape("preference", ("chosen", "rejected"), _preference, ("prompt",)),
+    Shape("preference", ("chosen", "rejected"), _pair_of("chosen", "rejected"), ABOUT_PAIRS),
+    Shape(
+        "preference, long names",
+        ("chosen_response", "rejected_response"),
+        _pair_of("chosen_response", "rejected_response"),
+        ABOUT_PAIRS,
+    ),
     Shape("OpenMathInstruct", ("problem", "generated_solution"), _openmath, ("expected_answer",)),
     Shape(
         "DeepMath",

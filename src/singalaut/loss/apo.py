@@ -8,10 +8,28 @@ the caller's. Shapes: B pairs.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal
 
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from torch.nn.functional import logsigmoid
+
+PairLoss = Literal["apo-zero", "apo-down", "dpo", "ipo", "simpo"]
+
+
+@dataclass(frozen=True)
+class PairLogprobs:
+    """Log-probabilities of the answers of B pairs under the model and the reference, in nats.
+
+    `*_reference` are without meaning, and may be zeros, for a loss that has no reference.
+    """
+
+    chosen: Float[Tensor, " B"]
+    rejected: Float[Tensor, " B"]
+    chosen_reference: Float[Tensor, " B"]
+    rejected_reference: Float[Tensor, " B"]
+    chosen_tokens: Int[Tensor, " B"]
+    rejected_tokens: Int[Tensor, " B"]
 
 
 @dataclass(frozen=True)
@@ -28,6 +46,27 @@ class PairMeters:
     @property
     def correct(self) -> Bool[Tensor, " B"]:
         return self.margins > 0
+
+
+def pair_losses(
+    name: PairLoss, pairs: PairLogprobs, beta: float, gamma: float
+) -> tuple[Float[Tensor, " B"], PairMeters]:
+    """The loss of this name, one value a pair, and what to watch; `gamma` is SimPO's margin.
+
+    Rewards are β r; for SimPO, which has no reference, β log π(y) / |y|.
+    """
+    tokens = (pairs.chosen_tokens, pairs.rejected_tokens)
+    if name == "simpo":
+        losses = simpo(pairs.chosen, pairs.rejected, *tokens, beta, gamma)
+        sums = (_average(pairs.chosen, tokens[0]), _average(pairs.rejected, tokens[1]))
+        return losses, pair_meters(*sums, beta)
+    chosen = pairs.chosen - pairs.chosen_reference
+    rejected = pairs.rejected - pairs.rejected_reference
+    meters = pair_meters(chosen, rejected, beta)
+    if name == "ipo":
+        return ipo(chosen, rejected, *tokens, beta), meters
+    plain = {"apo-zero": apo_zero, "apo-down": apo_down, "dpo": dpo}[name]
+    return plain(chosen, rejected, beta), meters
 
 
 def apo_zero(

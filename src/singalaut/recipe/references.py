@@ -15,8 +15,13 @@ WORDS = {
     "data": "prepared data",
     "evaluation": "an evaluation",
     "release": "a release",
+    "pairs": "pairs",
 }
-NEEDS = {"evaluation": "evaluation", "prepared": "data"}  # by the label of an input; else a model
+NEEDS = {
+    "evaluation": "evaluation",
+    "prepared": "data",
+    "pairs": "pairs",
+}  # by the label of an input; else a model
 RESERVED = ("base", *Recipe.model_fields)
 
 

@@ -15,10 +15,16 @@ from singalaut.evals.config import EvaluateConfig
 from singalaut.merge.config import MergeConfig, MergeSearchConfig
 from singalaut.publish.config import CardConfig
 from singalaut.settings import Settings, StageSettings
-from singalaut.train.config import SftConfig
+from singalaut.train.config import ApoConfig, SftConfig
 
 StageConfig = (
-    PrepareConfig | SftConfig | MergeConfig | MergeSearchConfig | EvaluateConfig | CardConfig
+    PrepareConfig
+    | SftConfig
+    | ApoConfig
+    | MergeConfig
+    | MergeSearchConfig
+    | EvaluateConfig
+    | CardConfig
 )
 KINDS: dict[str, type[StageSettings]] = {
     stage.model_fields["kind"].default: stage for stage in get_args(StageConfig)

@@ -16,7 +16,7 @@ from singalaut.merge.config import MergeConfig, MergeSearchConfig
 from singalaut.publish.config import CardConfig
 from singalaut.recipe.lineage import lineage
 from singalaut.recipe.plan import Plan, PlannedStage
-from singalaut.train.config import SftConfig
+from singalaut.train.config import ApoConfig, SftConfig
 
 StageFunction = Callable[[PlannedStage, Plan, Work], None]
 
@@ -113,6 +113,23 @@ def _sft(stage: PlannedStage, plan: Plan, work: Work) -> None:
     )
 
 
+def _apo(stage: PlannedStage, plan: Plan, work: Work) -> None:
+    from singalaut.train.apo import run_apo
+
+    assert isinstance(stage.config, ApoConfig)
+    data = source_paths(stage, stage.config.data)
+    if "pairs" in stage.inputs:
+        data = [stage.inputs["pairs"].path / "data" / "pairs.jsonl"]
+    run_apo(
+        stage.config,
+        model=model_path(stage, plan, "model"),
+        data=data,
+        work=work,
+        seed=plan.recipe.seed,
+        reference=model_path(stage, plan, "reference") if "reference" in stage.inputs else None,
+    )
+
+
 def _merge(stage: PlannedStage, plan: Plan, work: Work) -> None:
     from singalaut.merge.stream import run_merge
 
@@ -192,6 +209,7 @@ def _card(stage: PlannedStage, plan: Plan, work: Work) -> None:
 STAGES: Mapping[str, StageFunction] = {
     "prepare": _prepare,
     "sft": _sft,
+    "apo": _apo,
     "merge": _merge,
     "merge_search": _merge_search,
     "evaluate": _evaluate,

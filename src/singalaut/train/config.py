@@ -119,3 +119,103 @@ class SftConfig(StageSettings):
 
     def files(self) -> dict[str, str]:
         return source_files(self.data)
+
+
+class ApoConfig(StageSettings):
+    """Alignment on pairs of a chosen and a rejected answer: APO, or DPO, IPO, SimPO."""
+
+    VERSION: ClassVar[int] = 1
+    OUTPUT: ClassVar[str] = "model"
+    NOT_IN_KEY: ClassVar[dict[str, Any]] = {
+        "model": True,
+        "reference": True,
+        "pairs": True,
+        "data": {"__all__": {"path"}},
+        "save_every": True,
+        "keep_checkpoints": True,
+    }
+
+    kind: Literal["apo"] = "apo"
+    name: str = "apo"
+    model: str = "base"
+    """The stage whose model is aligned, or `base`."""
+    reference: str | None = None
+    """The stage whose model the loss compares with; without it, `model` as it is at the start."""
+    data: tuple[DataSource, ...] = ()
+    """Where the pairs come from: rows with a prompt, a chosen and a rejected answer."""
+    pairs: str | None = None
+    """The stage that has made the pairs, instead of `data`."""
+    loss: Literal["apo-zero", "apo-down", "dpo", "ipo", "simpo"] = "apo-zero"
+    """`apo-zero` where chosen answers are better than the model's own, `apo-down` where the model's
+    are better than the chosen ones."""
+    beta: float = Field(0.1, gt=0)
+    """How strongly the model is held to the reference; larger values hold it closer."""
+    gamma: float | None = Field(None, ge=0)
+    """The margin that SimPO wants between the two answers; only for `simpo`, which needs it."""
+    steps: int | None = Field(None, ge=1)
+    """Optimiser steps."""
+    epochs: float | None = Field(None, gt=0)
+    """Passes over the pairs, instead of `steps`."""
+    batch_size: int = Field(16, ge=1)
+    """Pairs in a step."""
+    max_tokens: int = Field(2048, ge=2)
+    """Longest conversation, in tokens; pairs with a longer one are left out and counted."""
+    micro_tokens: int = Field(4096, ge=1)
+    """Tokens in one forward pass, in which whole pairs lie; a longer pair has one of its own."""
+    learning_rate: float = Field(5e-6, gt=0, le=1)
+    """Peak of the schedule."""
+    warmup_steps: int = Field(0, ge=0)
+    """Steps of linear rise before the cosine fall."""
+    final_learning_rate: float = Field(0.1, ge=0, le=1)
+    """Where the cosine ends, as a share of the peak."""
+    weight_decay: float = Field(0.0, ge=0)
+    """Decoupled decay of matrices; norms and embeddings are exempt."""
+    max_gradient_norm: float = Field(1.0, gt=0)
+    """Gradients are scaled down to this global norm."""
+    adapter: AdapterConfig | None = None
+    """Train a low-rank adapter; without it, all weights."""
+    precision: Literal["float32", "master", "rounded"] = "float32"
+    """Weights while training, as in the stage `sft`."""
+    keep: Literal["all", "products", "attention", "inputs"] = "all"
+    """What each layer keeps for the backward pass, as in the stage `sft`."""
+    compile: bool = False
+    """Compile the layers: faster on a GPU, after a minute at the start."""
+    save_every: int = Field(20, ge=1)
+    """Steps between checkpoints; a killed run repeats at most so many."""
+    keep_checkpoints: int = Field(1, ge=1)
+    """Checkpoints kept while training."""
+    held_out: int = Field(0, ge=0)
+    """Pairs of each language that are kept from training, to measure on."""
+    validate_every: int = Field(50, ge=1)
+    """Steps between measurements on what is held out; one before the first and one after the last.
+    """
+    max_bad_steps: int = Field(3, ge=1)
+    """Steps in a row whose loss or gradient is not finite after which the run stops."""
+
+    @model_validator(mode="after")
+    def _consistent(self) -> ApoConfig:
+        faults = []
+        if bool(self.data) == (self.pairs is not None):
+            faults.append("either `data` or `pairs`")
+        if (self.steps is None) == (self.epochs is None):
+            faults.append("either `steps` or `epochs`")
+        if (self.loss == "simpo") != (self.gamma is not None):
+            faults.append("`gamma` with the loss `simpo`, and only with it")
+        if self.loss == "simpo" and self.reference is not None:
+            faults.append("no `reference` with the loss `simpo`, which has none")
+        if any(source.weight != 1 for source in self.data):
+            faults.append("sources without a `weight`: every pair is used once in a pass")
+        if faults:
+            raise ValueError("it needs " + ", and ".join(faults))
+        return self
+
+    def inputs(self) -> dict[str, str]:
+        given = {"model": self.model, "reference": self.reference, "pairs": self.pairs}
+        return {label: name for label, name in given.items() if name is not None}
+
+    def files(self) -> dict[str, str]:
+        return source_files(self.data)
+
+    def source_of_stage(self) -> DataSource:
+        """What the file of a stage that has made pairs is read as."""
+        return DataSource.model_validate({"path": "pairs.jsonl", "name": "pairs"})

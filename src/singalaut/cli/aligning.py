@@ -1,0 +1,63 @@
+"""Commands of alignment: apo."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from singalaut.cli.recipes import SetOption
+from singalaut.cli.stages import (
+    MODEL_HELP,
+    DataOption,
+    OutputOption,
+    RecipeOption,
+    SeedOption,
+    StageOption,
+    data_source,
+    run_stage,
+)
+
+
+def apo(
+    recipe: RecipeOption = None,
+    stage: StageOption = None,
+    overrides: SetOption = [],  # noqa: B006 - typer copies it
+    model: Annotated[str | None, typer.Option(help=MODEL_HELP)] = None,
+    data: DataOption = [],  # noqa: B006 - typer copies it
+    loss: Annotated[
+        str | None, typer.Option(help="apo-zero, apo-down, dpo, ipo or simpo  [apo-zero]")
+    ] = None,
+    beta: Annotated[float | None, typer.Option(help="How strongly the model is held.")] = None,
+    steps: Annotated[int | None, typer.Option(help="Optimiser steps.")] = None,
+    epochs: Annotated[float | None, typer.Option(help="Passes over the pairs instead.")] = None,
+    batch_size: Annotated[int | None, typer.Option(help="Pairs in a step.")] = None,
+    learning_rate: Annotated[float | None, typer.Option(help="Peak of the schedule.")] = None,
+    rank: Annotated[int | None, typer.Option(help="Train an adapter of this rank.")] = None,
+    seed: SeedOption = None,
+    output: OutputOption = None,
+) -> None:
+    """Align a model with pairs of a chosen and a rejected answer; prints the folder."""
+    from singalaut.recipe.plan import shown
+
+    settings = {
+        "data": [_pairs_source(place) for place in data],
+        "loss": loss,
+        "beta": beta,
+        "steps": steps,
+        "epochs": epochs,
+        "batch_size": batch_size,
+        "learning_rate": learning_rate,
+        "adapter": None if rank is None else {"rank": rank},
+    }
+    flags = {"--model": model, "--seed": seed, "--output": output}
+    models = {} if model is None else {"base": model}
+    made = run_stage("apo", recipe, stage, overrides, settings, models, flags)
+    print(shown(made.path))
+
+
+def _pairs_source(place: str) -> dict[str, str]:
+    """A source of pairs; the folder of a stage `pairs` stands for the file in it."""
+    file = Path(place) / "data" / "pairs.jsonl"
+    return data_source(str(file) if file.exists() else place)
