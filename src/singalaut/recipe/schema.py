@@ -14,11 +14,18 @@ from singalaut.data.config import PrepareConfig
 from singalaut.evals.config import EvaluateConfig
 from singalaut.merge.config import MergeConfig, MergeSearchConfig
 from singalaut.publish.config import CardConfig
+from singalaut.rl.config import RlConfig
 from singalaut.settings import Settings, StageSettings
 from singalaut.train.config import SftConfig
 
 StageConfig = (
-    PrepareConfig | SftConfig | MergeConfig | MergeSearchConfig | EvaluateConfig | CardConfig
+    PrepareConfig
+    | SftConfig
+    | MergeConfig
+    | MergeSearchConfig
+    | RlConfig
+    | EvaluateConfig
+    | CardConfig
 )
 KINDS: dict[str, type[StageSettings]] = {
     stage.model_fields["kind"].default: stage for stage in get_args(StageConfig)

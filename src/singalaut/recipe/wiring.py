@@ -16,6 +16,7 @@ from singalaut.merge.config import MergeConfig, MergeSearchConfig
 from singalaut.publish.config import CardConfig
 from singalaut.recipe.lineage import lineage
 from singalaut.recipe.plan import Plan, PlannedStage
+from singalaut.rl.config import RlConfig
 from singalaut.train.config import SftConfig
 
 StageFunction = Callable[[PlannedStage, Plan, Work], None]
@@ -113,6 +114,50 @@ def _sft(stage: PlannedStage, plan: Plan, work: Work) -> None:
     )
 
 
+def _rl(stage: PlannedStage, plan: Plan, work: Work) -> None:
+    from singalaut.contracts import derive
+    from singalaut.generate.engine import engine_over
+    from singalaut.rewards.compose import ComposedReward
+    from singalaut.rewards.samples import Source, gather, place_of
+    from singalaut.rl.run import Task, run_rl
+    from singalaut.text.chat import ChatFormat
+    from singalaut.text.tokenizer import Tokenizer
+
+    config, seed = stage.config, plan.recipe.seed
+    assert isinstance(config, RlConfig)
+    model = model_path(stage, plan, "model")
+    files = {label: stage.inputs[label].path for label in config.files()}
+    sources = [
+        Source(files.get(f"prompts.{i}"), source.generate, source.languages, source.language)
+        for i, source in enumerate(config.prompts)
+    ]
+    tokenizer = Tokenizer.load(model)
+    chat = ChatFormat.load(model, tokenizer)
+    checked = gather(sources, seed, chat.encode, config.max_prompt_tokens)
+    work.facts["prompts"] = checked.counts()
+    tasks = [Task(sample, tokens) for sample, tokens in checked.prompts]
+    held_out, learned = tasks[: config.held_out], tasks[config.held_out :]
+    context = config.max_prompt_tokens + config.max_tokens
+
+    def draw(first: int, count: int) -> list[tuple[int, Task]]:
+        order = derive(seed, "prompts")
+        places = range(first, first + count)
+        return [(at, learned[place_of(at, len(learned), order)]) for at in places]
+
+    with ComposedReward(config.reward) as reward:
+        run_rl(
+            config,
+            model=model,
+            end_of_turn=tokenizer.end_of_turn_id,
+            draw=draw,
+            held_out=held_out,
+            sampler_of=lambda network: engine_over(network, model, context_tokens=context),
+            reward=reward,
+            work=work,
+            seed=seed,
+        )
+
+
 def _merge(stage: PlannedStage, plan: Plan, work: Work) -> None:
     from singalaut.merge.stream import run_merge
 
@@ -193,6 +238,7 @@ STAGES: Mapping[str, StageFunction] = {
     "prepare": _prepare,
     "sft": _sft,
     "merge": _merge,
+    "rl": _rl,
     "merge_search": _merge_search,
     "evaluate": _evaluate,
     "card": _card,
