@@ -78,6 +78,11 @@ def tokens(text: str) -> list[str]:
     return [*pieces, text[end:]] if end < len(text) else pieces
 
 
+def is_unspaced(character: str) -> bool:
+    """Whether `character` belongs to a script that writes no spaces between words."""
+    return _ANY_UNSPACED.match(character) is not None
+
+
 def _runs(text: str) -> Iterator[str]:
     for match in _RUN.finditer(text):
         yield from _cut(match)
@@ -158,7 +163,8 @@ def _ends(text: str, match: re.Match[str]) -> bool:
             return False
         if _ABBREVIATION.search(before):
             return False
-    return not following.islower()
+    quoted_or_trailing_off = match[0] != mark or mark.startswith("..") or "…" in mark
+    return not (following.islower() and quoted_or_trailing_off) or text.islower()
 
 
 def _says_something(piece: str) -> bool:

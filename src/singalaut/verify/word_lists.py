@@ -41,6 +41,11 @@ FUNCTION_WORDS = {
         " chúng ta họ người khi đã đang sẽ rất cũng như từ đến ra vào nhưng vì nếu gì ai đâu"
         " sao thế nào hãy"
     ),
+    # Not one of ours, but short Swahili texts look like Filipino or Indonesian to the model.
+    "sw": _set(
+        "na ya wa kwa ni la za katika kama kuwa hii hiyo huo huu hakuna sana yake yangu yako mimi"
+        " wewe yeye sisi wao si au lakini pia nini gani sababu siku mtu watu moja hata baada kabla"
+    ),
 }
 
 MALAY_ONLY = _set(
