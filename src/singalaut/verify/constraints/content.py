@@ -31,6 +31,20 @@ def postscript(response: str, parameters: Mapping[str, Any], language: str) -> V
     return Verdict(False, f"no postscript begins with `{marker}`")
 
 
+def square_brackets(text: str) -> list[str]:
+    """What stands between `[` and the next `]` on the same line, as `\\[.*?\\]` finds it.
+
+    The pattern itself takes quadratic time on a row of opening brackets.
+    """
+    found = []
+    for line in text.split("\n"):
+        start = line.find("[")
+        while start >= 0 and (end := line.find("]", start + 1)) >= 0:
+            found.append(line[start + 1 : end])
+            start = line.find("[", end + 1)
+    return found
+
+
 @lru_cache(maxsize=256)
 def _marker_pattern(marker: str) -> re.Pattern[str]:
     letters = [re.escape(piece.strip()) for piece in marker.split(".") if piece.strip()]

@@ -16,13 +16,15 @@ from functools import lru_cache
 from typing import Any
 
 from singalaut.text.segmentation import words
+from singalaut.verify.constraints.content import square_brackets
+from singalaut.verify.constraints.layout import angle_titles
 from singalaut.verify.constraints.length import count_sentences
 from singalaut.verify.constraints.options import CONSTRAINED_OPTIONS
 from singalaut.verify.constraints.table import Check
 from singalaut.verify.language import fasttext_language
 from singalaut.verify.verdict import Verdict, compared
 
-_LIST_NUMBER = re.compile(r"^\s*\d+\.(?=\s)", re.MULTILINE)
+_LIST_NUMBER = re.compile(r"^[^\S\n]*\d+\.(?=\s)", re.MULTILINE)
 
 
 def ifeval_check(
@@ -93,7 +95,7 @@ def _nth_paragraph(response: str, given: Mapping[str, Any], language: str) -> Ve
 
 
 def _placeholders(response: str, given: Mapping[str, Any], language: str) -> Verdict:
-    found = len(re.findall(r"\[.*?\]", response))
+    found = len(square_brackets(response))
     return compared(found, "at least", given["num_placeholders"], "placeholders")
 
 
@@ -105,8 +107,8 @@ def _postscript(response: str, given: Mapping[str, Any], language: str) -> Verdi
 
 
 def _bullets(response: str, given: Mapping[str, Any], language: str) -> Verdict:
-    found = len(re.findall(r"^\s*\*[^\*].*$", response, re.MULTILINE))
-    found += len(re.findall(r"^\s*-.*$", response, re.MULTILINE))
+    found = len(re.findall(r"^[^\S\n]*\*[^\*].*$", response, re.MULTILINE))
+    found += len(re.findall(r"^[^\S\n]*-.*$", response, re.MULTILINE))
     return compared(found, "exactly", given["num_bullets"], "bullet points")
 
 
@@ -139,8 +141,7 @@ def _json(response: str, given: Mapping[str, Any], language: str) -> Verdict:
 
 
 def _title(response: str, given: Mapping[str, Any], language: str) -> Verdict:
-    titles = re.findall(r"<<[^\n]+>>", response)
-    found = any(text.lstrip("<").rstrip(">").strip() for text in titles)
+    found = any(angle_titles(response))
     return Verdict(found, "title found" if found else "no title")
 
 

@@ -14,9 +14,9 @@ from singalaut.text.marks import canonical
 from singalaut.verify.constraints.options import CONSTRAINED_OPTIONS, POLITE_ENDINGS
 from singalaut.verify.verdict import Verdict, compared
 
-_BULLET = re.compile(r"^[^\S\n]*[*+-][^\S\n]+(?=\S)(?![*_\s-]*$).", re.MULTILINE)
+_BULLET = re.compile(r"^[^\S\n]*[*+-][^\S\n]+(?=\S)(?![*_ \t-]*$).", re.MULTILINE)
 _HIGHLIGHT = re.compile(r"(?<![*\w])(\*{1,3})(?![\s*])([^*\n]*[^*\s])\1(?!\*)")
-_TITLE = re.compile(r"<<([^\n]+?)>>|＜＜([^\n]+?)＞＞|«([^\n]+?)»")
+_TITLE = re.compile(r"<<((?:[^\n<>]|<(?!<)|>(?!>))+)>>|＜＜([^\n＜＞]+)＞＞|«([^\n«»]+)»")
 _CHINESE_TITLE = re.compile(r"《([^《》\n]+)》")
 _FENCE = re.compile(r"```[ \t]*(?:json)?[ \t]*\n?(.*?)\n?[ \t]*```", re.DOTALL | re.IGNORECASE)
 _COUNTER = rf"(?:\d+|[IVXLC]+|[A-Z]|{CHINESE_NUMERAL}+)"
@@ -89,9 +89,19 @@ def constrained_response(response: str, parameters: Mapping[str, Any], language:
     return Verdict(False, f"gives {len(found)} of the allowed answers")
 
 
+def angle_titles(text: str) -> list[str]:
+    """The text from the first `<<` of a line to its last `>>`, as `<<[^\\n]+>>` finds it."""
+    found = []
+    for line in text.split("\n"):
+        start, end = line.find("<<"), line.rfind(">>")
+        if 0 <= start < end - 2:
+            found.append(line[start : end + 2].lstrip("<").rstrip(">").strip())
+    return found
+
+
 @lru_cache(maxsize=1024)
 def _section_pattern(section_title: str) -> re.Pattern[str]:
-    opened = rf"^[\s#*_>\"'“(\[<-]*{re.escape(section_title.strip())}[\s:.#-]*"
+    opened = rf"^[ \t#*_>\"'“(\[<-]*{re.escape(section_title.strip())}[\s:.#-]*"
     return re.compile(rf"{opened}({_COUNTER}|(?i:one|two|three|four|five))\b", re.MULTILINE)
 
 

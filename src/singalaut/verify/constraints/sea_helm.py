@@ -15,6 +15,8 @@ from collections.abc import Mapping
 from functools import lru_cache
 from typing import Any
 
+from singalaut.verify.constraints.content import square_brackets
+from singalaut.verify.constraints.layout import angle_titles
 from singalaut.verify.constraints.options import CONSTRAINED_OPTIONS
 from singalaut.verify.constraints.table import Check
 from singalaut.verify.language import fasttext_language
@@ -61,8 +63,7 @@ def _number_paragraphs(response: str, given: Mapping[str, Any], language: str) -
 
 
 def _placeholders(response: str, given: Mapping[str, Any], language: str) -> Verdict:
-    brackets = re.findall(r"\[.*?\]", response)
-    found = sum(bool(text.strip("[").strip("]").strip()) for text in brackets)
+    found = sum(bool(text.strip("[").strip("]").strip()) for text in square_brackets(response))
     return compared(found, "at least", int(given["num_placeholders"]), "placeholders")
 
 
@@ -82,7 +83,7 @@ def _highlights(response: str, given: Mapping[str, Any], language: str) -> Verdi
 
 
 def _bullets(response: str, given: Mapping[str, Any], language: str) -> Verdict:
-    found = len(re.findall(r"^\s*[*-] \*?\*?[^\*\n\s].*$", response, re.MULTILINE))
+    found = len(re.findall(r"^[^\S\n]*[*-] \*?\*?[^\*\n\s].*$", response, re.MULTILINE))
     return compared(found, "exactly", int(given["num_bullets"]), "bullet points")
 
 
@@ -111,8 +112,7 @@ def _options(response: str, given: Mapping[str, Any], language: str) -> Verdict:
 
 
 def _title(response: str, given: Mapping[str, Any], language: str) -> Verdict:
-    titles = re.findall(r"<<[^\n]+>>", response)
-    found = any(text.lstrip("<").rstrip(">").strip() for text in titles)
+    found = any(angle_titles(response))
     return Verdict(found, "title found" if found else "no title")
 
 
