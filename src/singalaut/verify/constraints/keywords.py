@@ -10,7 +10,7 @@ from typing import Any
 from singalaut.text.digits import ascii_digits
 from singalaut.text.marks import canonical
 from singalaut.text.segmentation import graphemes
-from singalaut.verify.constraints.matching import find
+from singalaut.verify.constraints.matching import appears, find
 from singalaut.verify.verdict import Verdict, compared
 
 # Where a bare consonant is the same letter whatever vowel or tone is written on it.
@@ -22,14 +22,14 @@ def existence(response: str, parameters: Mapping[str, Any], language: str) -> Ve
     missing = [
         word
         for word in parameters["keywords"]
-        if not find(response, word, language, inflected=True)
+        if not appears(response, word, language, inflected=True)
     ]
     return Verdict(not missing, f"missing: {', '.join(missing)}" if missing else "all appear")
 
 
 def forbidden_words(response: str, parameters: Mapping[str, Any], language: str) -> Verdict:
     """No forbidden word appears."""
-    found = [word for word in parameters["forbidden_words"] if find(response, word, language)]
+    found = [word for word in parameters["forbidden_words"] if appears(response, word, language)]
     return Verdict(not found, f"forbidden: {', '.join(found)}" if found else "none appears")
 
 

@@ -55,6 +55,16 @@ def find(
     return [span for span in spans if _leaves_words(text, edges, *span)]
 
 
+def appears(text: str, keyword: str, language: str, *, inflected: bool = False) -> bool:
+    """Whether `keyword` is anywhere in `text`: the first place is enough."""
+    body, wanted = plain(text), plain(keyword).strip()
+    if not wanted or wanted not in body:
+        return False
+    if is_unspaced(wanted[0]) or is_unspaced(wanted[-1]):
+        return bool(find(text, keyword, language))
+    return _spaced_pattern(wanted, language, inflected).search(body) is not None
+
+
 def starts_with(text: str, phrase: str, language: str) -> bool:
     """Whether `text` begins with `phrase`, quotation and markdown marks before it set aside."""
     body = plain(text).lstrip("\"'“”‘’«»「『*_#>` \n\t([")
