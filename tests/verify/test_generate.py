@@ -83,7 +83,9 @@ def answer(made: Generated) -> str:
     neutral = next(word for word in _template(language)["words"] if word not in used)
     body = [neutral, *given.get("existence", {}).get("keywords", ())]
     if "frequency" in given and given["frequency"]["relation"] != "less than":
-        body += [given["frequency"]["keyword"]] * given["frequency"]["frequency"]
+        keyword, wanted = given["frequency"]["keyword"], given["frequency"]["frequency"]
+        said = made.request if "repeat_prompt" in given else ""
+        body += [keyword] * (wanted - len(find(said, keyword, language, inflected=True)))
     if "number_frequency" in given:
         body += [given["number_frequency"]["number"]] * given["number_frequency"]["frequency"]
     if "letter_frequency" in given:

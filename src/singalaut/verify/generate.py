@@ -226,7 +226,7 @@ def _parameters(
         case "number_frequency":
             relation = pick(("at least", "exactly"))
             return {
-                "number": str(between(2, 99)),
+                "number": str(between(11, 99)),
                 "relation": relation,
                 "frequency": between(2, 4),
             }

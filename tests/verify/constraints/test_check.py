@@ -164,6 +164,14 @@ CONTRADICTIONS = [
         True,
     ),
     (
+        "id",
+        [
+            ("combination:repeat_prompt", {"prompt_to_repeat": "Ikan apa itu, ikan besar?"}),
+            ("keywords:frequency", {"keyword": "ikan", "frequency": 2, "relation": "less than"}),
+        ],
+        True,
+    ),
+    (
         "zh",
         [("startend:end_checker", {"end_phrase": "好，再见"}), ("punctuation:no_comma", {})],
         True,

@@ -13,6 +13,7 @@ from singalaut.errors import DataError
 from singalaut.text.marks import COMMAS
 from singalaut.verify.constraints.matching import find, plain, starts_with
 from singalaut.verify.constraints.parameters import valid_parameters
+from singalaut.verify.constraints.table import INSTRUCTIONS
 
 # Instructions of which two different ones, or the same with other parameters, exclude each other.
 _ONE_ONLY = {
@@ -119,6 +120,7 @@ def _required_texts(given: Sequence[Given], language: str) -> list[str]:
                 for other, text in required
                 if find(text, word, language)
             ]
+        found += _too_often(name, parameters, [text for _, text in required], language)
         if name == "punctuation:no_comma":
             found += [
                 f"`{other}` needs a comma"
@@ -131,6 +133,22 @@ def _required_texts(given: Sequence[Given], language: str) -> list[str]:
         if begins and not starts_with(repeated[0], parameters["first_word"], language):
             found.append(f"`{name}` and `combination:repeat_prompt` want different beginnings")
     return found
+
+
+def _too_often(
+    name: str, parameters: Mapping[str, Any], required: Sequence[str], language: str
+) -> list[str]:
+    """A word or letter that the texts which must be written hold more often than is allowed."""
+    if name not in ("keywords:frequency", "keywords:letter_frequency"):
+        return []
+    _, _, highest = _bounds(name, parameters)[0]
+    check = INSTRUCTIONS[name].check
+    most = {**parameters, "relation": "at most", "let_relation": "at most"}
+    if highest == float("inf"):
+        return []
+    most |= {"frequency": int(highest), "let_frequency": int(highest)}
+    verdict = check("\n".join(required), most, language)
+    return [] if verdict.ok else [f"`{name}` against what must be written: {verdict.reason}"]
 
 
 def _texts(name: str, parameters: Mapping[str, Any]) -> list[str]:
