@@ -29,7 +29,9 @@ _MORE_TAGS = (
     *("விடை:", "အဖြေ:"),
 )
 _HEDGES = re.compile(
-    r"(?<![^\W\d_])(?:or|atau|hoặc|hay là)(?![^\W\d_])|หรือ|或|ຫຼື|ឬ|သို့မဟုတ်|அல்லது", re.IGNORECASE
+    r"(?<![^\W\d_])(?:or|atau|hoặc|hay là)(?![^\W\d_])|\d\s+o\s+\d"
+    r"|หรือ|或|ຫຼື|ឬ|သို့မဟုတ်|அல்லது",
+    re.IGNORECASE,
 )
 
 
