@@ -13,7 +13,7 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperGroup
 
-from singalaut.cli import doctor, models, recipes, stages, talk
+from singalaut.cli import doctor, evaluation, models, recipes, stages, talk
 from singalaut.cli.logs import start_logging
 
 STOPPED = "stopped; finished stages and checkpoints are kept, run the same command to go on"
@@ -101,7 +101,7 @@ app.add_typer(recipe_app, name="recipe")
 app.command("status")(recipes.status)
 app.command("sft")(stages.sft)
 app.command("merge")(stages.merge)
-app.command("eval")(stages.evaluate)
+app.add_typer(evaluation.eval_app, name="eval")
 app.command("generate")(talk.generate)
 app.command("chat")(talk.chat)
 app.command("convert")(models.convert)

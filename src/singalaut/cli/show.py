@@ -32,7 +32,7 @@ def as_json(value: Any) -> str:
 
 def results(evaluation: Path) -> str:
     """The results of an evaluation: a column for each model, with the share of answers found."""
-    from singalaut.evals.results import cell_text, load_results
+    from singalaut.evals.output import cell_text, load_results
 
     found = load_results(evaluation)
     rows = []

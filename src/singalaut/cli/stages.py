@@ -1,4 +1,4 @@
-"""Commands that run one stage, of a recipe or from options: sft, merge, eval.
+"""Commands that run one stage, of a recipe or from options: sft and merge; `eval` uses them too.
 
 Options make a recipe of one stage, so that both ways run the same code and give the same artifact.
 """
@@ -19,7 +19,14 @@ if TYPE_CHECKING:
 
 MODEL_HELP = "A model directory, a stage's folder, a hub id, a GGUF file or `demo:gemma-3-270m`."
 NAMED_HELP = MODEL_HELP[:-1] + "; or RECIPE.toml:STAGE."
-OWN_FLAGS = {"adapter": "--rank", "tasks": "--task", "languages": "--language", "models": "MODEL"}
+OWN_FLAGS = {
+    "adapter": "--rank",
+    "tasks": "--task",
+    "languages": "--language",
+    "models": "MODEL",
+    "endpoints": "--endpoint",
+    "protocol": "--seeds",
+}
 RecipeOption = Annotated[
     Path | None, typer.Option("--recipe", help="Take the stage from this recipe.")
 ]
@@ -57,7 +64,7 @@ def sft(
     }
     flags = {"--model": model, "--seed": seed, "--output": output}
     models = {} if model is None else {"base": model}
-    made = _run("sft", recipe, stage, overrides, settings, models, flags)
+    made = run_stage("sft", recipe, stage, overrides, settings, models, flags)
     print(shown(made.path))
 
 
@@ -76,48 +83,17 @@ def merge(
     from singalaut.recipe.plan import shown
 
     weighted = [_weighted(source) for source in sources or ()]
-    models = _labelled("merge", [name for name, _ in weighted])
+    models = labelled("merge", [name for name, _ in weighted])
     entries = [
         {"from": label, "weight": weight}
         for label, (_, weight) in zip(models, weighted, strict=True)
     ]
     flags = {"--seed": seed, "--output": output}
-    made = _run("merge", recipe, stage, overrides, {"models": entries}, models, flags)
+    made = run_stage("merge", recipe, stage, overrides, {"models": entries}, models, flags)
     print(shown(made.path))
 
 
-def evaluate(
-    recipe: RecipeOption = None,
-    stage: StageOption = None,
-    overrides: SetOption = [],  # noqa: B006 - typer copies it
-    model: Annotated[list[str], typer.Option(help=MODEL_HELP)] = [],  # noqa: B006
-    pack: Annotated[str | None, typer.Option(help="`demo`, or the folder of a pack.")] = None,
-    task: Annotated[list[str], typer.Option(help="Only this task.")] = [],  # noqa: B006
-    language: Annotated[list[str], typer.Option(help="Only this language.")] = [],  # noqa: B006
-    limit: Annotated[int | None, typer.Option(help="Only the first rows of each.")] = None,
-    batch_size: Annotated[int | None, typer.Option(help="Answers generated at once.")] = None,
-    seed: SeedOption = None,
-    output: OutputOption = None,
-) -> None:
-    """Answer and score the tasks of a pack; prints the results and their folder."""
-    from singalaut.cli.show import results
-    from singalaut.recipe.plan import shown
-
-    models = _labelled("evaluate", model)
-    settings = {
-        "models": list(models),
-        "pack": pack,
-        "tasks": task,
-        "languages": language,
-        "limit": limit,
-        "batch_size": batch_size,
-    }
-    flags = {"--seed": seed, "--output": output}
-    made = _run("evaluate", recipe, stage, overrides, settings, models, flags)
-    print(f"{results(made.path)}\n\n{shown(made.path)}")
-
-
-def _run(
+def run_stage(
     kind: str,
     recipe_file: Path | None,
     stage: str | None,
@@ -175,17 +151,21 @@ def _run_from_options(
     from singalaut.recipe.run import run_one_stage
 
     models = {label: _stage_output(source) for label, source in models.items()}
-    if not models:
+    elsewhere = settings.get("endpoints") or settings.get("recorded")
+    if not models and not elsewhere:
         command = "eval" if kind == "evaluate" else kind
         raise RecipeError("no model is given", hint=f"see `singalaut {command} --help`")
     given = {name: value for name, value in settings.items() if value not in (None, [])}
-    data = {
+    if elsewhere:
+        given.setdefault("models", [])
+    data: dict[str, Any] = {
         "name": kind,
         "seed": flags["--seed"] or 0,
         "output": str(flags["--output"] or "runs"),
-        "model": {"base": next(iter(models.values()))},
         "stage": [{"kind": kind, **given}],
     }
+    if models:
+        data["model"] = {"base": next(iter(models.values()))}
     places: dict[KeyPath, str] = {("stage", 0, name): _flag(name) for name in settings}
     places[("seed",)] = "--seed"
     recipe = parse_recipe(data, overrides, places=places, models=models)
@@ -215,7 +195,7 @@ def _weighted(source: str) -> tuple[str, float]:
         return source, 1.0
 
 
-def _labelled(kind: str, sources: Sequence[str]) -> dict[str, str]:
+def labelled(kind: str, sources: Sequence[str]) -> dict[str, str]:
     """Short names for models, distinct from each other and from the stage that takes them.
 
     They head columns and are written down, where a path would tell who ran it.

@@ -38,11 +38,12 @@ def parse_recipe(
     *,
     places: dict[KeyPath, str] | None = None,
     source: str | Path | None = None,
-    models: Collection[str] = ("base",),
+    models: Collection[str] | None = None,
 ) -> Recipe:
     """A recipe from plain values; `places` says where each came from, for the messages.
 
-    `models` are the names that stages may refer to beside the earlier stages.
+    `models` are the names that stages may refer to beside the earlier stages: `base` where the
+    recipe has a model, unless others are given.
     Raises: RecipeError that names every problem.
     """
     places = {} if places is None else places
@@ -53,6 +54,8 @@ def parse_recipe(
         recipe = Recipe.model_validate_json(json.dumps(data, default=str), strict=True)
     except ValidationError as error:
         raise as_error(validation_problems(error, data), places, source) from None
+    if models is None:
+        models = () if recipe.model is None else ("base",)
     if problems := reference_problems(recipe, models):
         raise as_error(problems, places, source)
     return recipe

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from singalaut.artifact import Work
 from singalaut.evals.config import EvaluateConfig
@@ -14,7 +15,12 @@ from singalaut.merge.config import MergeConfig
 from singalaut.publish.config import CardConfig
 from singalaut.recipe.lineage import lineage
 from singalaut.recipe.plan import Plan, PlannedStage
+from singalaut.remote.config import EndpointConfig
 from singalaut.train.config import SftConfig
+
+if TYPE_CHECKING:
+    from singalaut.contracts import Sampler
+    from singalaut.evals.evaluate import Subject
 
 StageFunction = Callable[[PlannedStage, Plan, Work], None]
 
@@ -36,7 +42,7 @@ def present_model(source: str, folder: Path) -> Path | None:
 def locate(label: str, value: str, folder: Path) -> Path:
     """Where an input file lies; only packs have names that are no paths."""
     if label == "pack":
-        from singalaut.evals.tasks import pack_path
+        from singalaut.evals.pack import pack_path
 
         named = pack_path(value).expanduser()
         return named if named.is_absolute() else folder / named
@@ -67,19 +73,59 @@ def _merge(stage: PlannedStage, plan: Plan, work: Work) -> None:
 
 
 def _evaluate(stage: PlannedStage, plan: Plan, work: Work) -> None:
-    from singalaut.evals.runner import run_evaluate
-    from singalaut.generate.engine import open_engine
+    from singalaut.artifact import content_hash, home
+    from singalaut.evals.evaluate import Subject, run_evaluate
 
-    assert isinstance(stage.config, EvaluateConfig)
-    models = {name: model_path(stage, plan, label) for label, name in stage.config.inputs().items()}
+    config = stage.config
+    assert isinstance(config, EvaluateConfig)
+    inputs = stage.inputs
+
+    def local(directory: Path) -> Subject:
+        def open_sampler() -> Sampler:
+            from singalaut.generate.engine import open_engine
+
+            return open_engine(directory, config.batch_size)
+
+        return Subject(content_hash(directory), open_sampler, directory)
+
+    def recorded(file: Path) -> Subject:
+        from singalaut.remote.recorded import RecordedSampler
+
+        return Subject(f"recorded {content_hash(file)}", lambda: RecordedSampler(file))
+
+    subjects = {
+        name: local(model_path(stage, plan, label)) for label, name in config.inputs().items()
+    }
+    subjects |= {
+        endpoint.name: _endpoint(endpoint, config.temperature is None)
+        for endpoint in config.endpoints
+    }
+    subjects |= {
+        item.name: recorded(inputs[f"recorded.{item.name}"].path) for item in config.recorded
+    }
     run_evaluate(
-        stage.config,
-        models=models,
-        pack=stage.inputs["pack"].path,
+        config,
+        subjects=subjects,
+        pack=inputs["pack"].path,
+        data=[inputs[label].path for label in config.files() if label.startswith("data.")],
         work=work,
         seed=plan.recipe.seed,
-        open_sampler=open_engine,
+        store=home() / "evaluations" / "store.sqlite",
+        judge=None if config.judge is None else _endpoint(config.judge, own_settings=False),
+        metricx=inputs["metricx"].path if config.metricx else None,
     )
+
+
+def _endpoint(config: EndpointConfig, own_settings: bool) -> Subject:
+    from singalaut.evals.evaluate import Subject
+
+    def open_sampler() -> Sampler:
+        from singalaut.remote.endpoint import EndpointSampler
+
+        return EndpointSampler(config, own_settings=own_settings)
+
+    tokenizer = Path(config.tokenizer).expanduser() if config.tokenizer else None
+    return Subject(config.identity(), open_sampler, tokenizer)
 
 
 def _card(stage: PlannedStage, plan: Plan, work: Work) -> None:
