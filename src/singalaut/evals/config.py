@@ -102,7 +102,8 @@ class EvaluateConfig(StageSettings):
 
     @model_validator(mode="after")
     def _columns(self) -> EvaluateConfig:
-        elsewhere = [item.name for item in (*self.endpoints, *self.recorded)]
+        elsewhere = [item.name for item in self.endpoints]
+        elsewhere += [item.name for item in self.recorded]
         if not self.models and not elsewhere:
             raise ValueError("nothing to evaluate: name a model, an endpoint or a recording")
         for name in elsewhere:
