@@ -20,14 +20,19 @@ def catalogue(cells: Sequence[tuple[Task, TaskLanguage]], shots: int = 0) -> lis
 
 
 def coverage(pack: Pack) -> list[dict[str, Any]]:
-    """For each of our languages the number of tasks by what they ask for."""
+    """For each of our languages the number of tasks by what they ask for.
+
+    A task of translation counts for the language of its texts and for that of its answers.
+    """
     rows = []
     for code in LANGUAGES:
         counts = dict.fromkeys(PARTS, 0)
         for task in pack.tasks:
-            spec = task.languages.get(code)
             part = _part(task)
-            if spec is not None and spec.data is not None and part is not None:
+            if part is not None and any(
+                spec.data is not None and code in (spec.language, spec.answer_language)
+                for spec in task.languages.values()
+            ):
                 counts[part] += 1
         missing = [name for name, count in counts.items() if not count]
         rows.append({"language": code, **counts, "not covered": ", ".join(missing)})
