@@ -33,8 +33,8 @@ def write_report(folder: Path, results: Mapping[str, Any], output: Path, answers
     page = PAGE.read_text("utf-8")
     assert PLACE in page
     data = json.dumps(report_data(folder, results, answers), ensure_ascii=False)
-    # within a script element only this could end it, and two separators end lines in old scripts
-    data = data.replace("</", "<\\/").replace("\u2028", "\\u2028").replace("\u2029", "\\u2029")
+    # without `<` no text can end the script element or begin a comment in it
+    data = data.replace("<", "\\u003c").replace("\u2028", "\\u2028").replace("\u2029", "\\u2029")
     write_atomic(output, page.replace(PLACE, data).encode())
 
 
