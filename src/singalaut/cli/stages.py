@@ -153,8 +153,10 @@ def _run_from_options(
     models = {label: _stage_output(source) for label, source in models.items()}
     elsewhere = settings.get("endpoints") or settings.get("recorded")
     if not models and not elsewhere:
-        command = "eval" if kind == "evaluate" else kind
-        raise RecipeError("no model is given", hint=f"see `singalaut {command} --help`")
+        if kind == "evaluate":
+            hint = "name one with `--model`, `--endpoint` or `--recorded`"
+            raise RecipeError("nothing to evaluate", hint=f"{hint}; see `singalaut eval --help`")
+        raise RecipeError("no model is given", hint=f"see `singalaut {kind} --help`")
     given = {name: value for name, value in settings.items() if value not in (None, [])}
     if elsewhere:
         given.setdefault("models", [])

@@ -1,19 +1,19 @@
 """Whether training data hold questions of a pack: whole texts, or long pieces of them.
 
 Texts are compared by their letters and digits alone, in small letters, so that neither spaces nor
-punctuation hide a copy. A piece is as many characters as about eight words take in its script.
-Windows are hashed for a whole text at once, so that millions of rows can be looked through.
+punctuation hide a copy. A piece is as many characters as about eight words take in its script. A
+text of half a piece or more is found wherever it stands whole, a shorter one where it is a line of
+its own. Windows are hashed for a whole text at once: millions of rows can be looked through.
 """
 
 from __future__ import annotations
 
-import hashlib
 import json
 import unicodedata
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -24,11 +24,13 @@ from singalaut.evals.tasks import Task, TaskLanguage
 
 PIECE_CHARACTERS = {"zh": 16, "th": 36, "lo": 36, "km": 36, "my": 36}
 PIECE_OTHERWISE = 44
-SHORTEST_WHOLE = 12  # characters: shorter texts coincide by chance
+SHORTEST_WHOLE = 12  # characters: shorter lines coincide by chance
 EXAMPLES_KEPT = 5
 MULTIPLIER = 0x9E3779B97F4A7C15
 INVERSE = pow(MULTIPLIER, -1, 1 << 64)
 Hashes = NDArray[np.uint64]
+Owner = tuple[int, str]  # the cell's place and the question's id
+T = TypeVar("T")
 
 
 @dataclass
@@ -47,63 +49,72 @@ class Index:
 
     def __init__(self, cells: Sequence[tuple[Task, TaskLanguage]]):
         self.overlaps: list[Overlap] = []
-        self._whole: dict[bytes, list[tuple[int, str]]] = {}
-        by_length: dict[int, dict[int, list[tuple[int, str]]]] = {}
+        self._lines: dict[str, list[Owner]] = {}  # texts too short to look for inside others
+        heads: dict[int, dict[int, list[tuple[str, Owner]]]] = {}
+        pieces: dict[int, dict[int, list[Owner]]] = {}
         for task, language in cells:
             questions = question_texts(task, language)
             cell = len(self.overlaps)
             self.overlaps.append(Overlap(f"{task.name}.{language.language}", len(questions)))
             for identity, texts in questions:
-                for text in texts:
-                    self._add(cell, identity, text, by_length)
-        self._pieces = {
-            length: (np.array(sorted(found), np.uint64), found)
-            for length, found in by_length.items()
-        }
+                for plain in map(letters, texts):
+                    length = piece_length(plain) if plain else 0
+                    if len(plain) < length // 2:
+                        if len(plain) >= SHORTEST_WHOLE:
+                            self._lines.setdefault(plain, []).append((cell, identity))
+                        continue
+                    head = int(window_hashes(plain[: length // 2], length // 2)[0])
+                    begun = heads.setdefault(length // 2, {})
+                    begun.setdefault(head, []).append((plain, (cell, identity)))
+                    if len(plain) >= length:
+                        known = pieces.setdefault(length, {})
+                        for value in np.unique(window_hashes(plain, length)).tolist():
+                            known.setdefault(value, []).append((cell, identity))
+        self._heads = {length: _sorted(found) for length, found in heads.items()}
+        self._pieces = {length: _sorted(found) for length, found in pieces.items()}
 
     def look_up(self, text: str, where: str) -> None:
         """Note every question that a training text holds."""
         plain = letters(text)
-        if len(plain) < SHORTEST_WHOLE:
-            return
         lines = {plain, *(letters(line) for line in text.split("\n"))} if "\n" in text else {plain}
         for line in lines:
-            for cell, identity in self._whole.get(_digest(line), ()):
-                self._note(cell, identity, where, text, whole=True)
-        for length, (hashes, owners) in self._pieces.items():
-            if len(plain) < length:
-                continue
-            found = window_hashes(plain, length)
-            place = np.minimum(np.searchsorted(hashes, found), len(hashes) - 1)
-            for value in np.unique(found[hashes[place] == found]).tolist():
-                for cell, identity in owners[value]:
-                    self._note(cell, identity, where, text, whole=False)
+            for owner in self._lines.get(line, ()):
+                self._note(owner, where, text, whole=True)
+        for length, (hashes, begun) in self._heads.items():
+            for place, value in _hits(plain, length, hashes):
+                for whole, owner in begun[value]:
+                    if plain.startswith(whole, place):
+                        self._note(owner, where, text, whole=True)
+        for length, (hashes, known) in self._pieces.items():
+            for value in {value for _, value in _hits(plain, length, hashes)}:
+                for owner in known[value]:
+                    self._note(owner, where, text, whole=False)
 
-    def _add(
-        self,
-        cell: int,
-        identity: str,
-        text: str,
-        by_length: dict[int, dict[int, list[tuple[int, str]]]],
-    ) -> None:
-        plain = letters(text)
-        if len(plain) < SHORTEST_WHOLE:
-            return
-        self._whole.setdefault(_digest(plain), []).append((cell, identity))
-        length = piece_length(plain)
-        if len(plain) >= length:
-            hashes = by_length.setdefault(length, {})
-            for value in np.unique(window_hashes(plain, length)).tolist():
-                hashes.setdefault(value, []).append((cell, identity))
-
-    def _note(self, cell: int, identity: str, where: str, text: str, *, whole: bool) -> None:
+    def _note(self, owner: Owner, where: str, text: str, *, whole: bool) -> None:
+        cell, identity = owner
         overlap = self.overlaps[cell]
+        if not whole and identity in overlap.whole:
+            return
         found = overlap.whole if whole else overlap.pieces
         if identity not in found and len(overlap.examples) < EXAMPLES_KEPT:
             overlap.examples.append(
                 {"question": identity, "where": where, "whole": whole, "text": text[:200]}
             )
         found.add(identity)
+
+
+def _sorted(found: Mapping[int, list[T]]) -> tuple[Hashes, Mapping[int, list[T]]]:
+    return np.array(sorted(found), np.uint64), found
+
+
+def _hits(plain: str, length: int, hashes: Hashes) -> list[tuple[int, int]]:
+    """Where windows of a text begin whose hashes are among those, and these hashes."""
+    if len(plain) < length:
+        return []
+    found = window_hashes(plain, length)
+    nearest = np.minimum(np.searchsorted(hashes, found), len(hashes) - 1)
+    (places,) = np.nonzero(hashes[nearest] == found)
+    return list(zip(places.tolist(), found[places].tolist(), strict=True))
 
 
 def check(cells: Sequence[tuple[Task, TaskLanguage]], files: Sequence[Path]) -> dict[str, Any]:
@@ -134,7 +145,7 @@ def check(cells: Sequence[tuple[Task, TaskLanguage]], files: Sequence[Path]) -> 
 
 
 def row_texts(value: Any) -> Iterator[str]:
-    """Every text of a row, however deep, but for names of roles and languages."""
+    """Every text of a row, however deep."""
     if isinstance(value, str):
         yield value
     elif isinstance(value, Mapping):
@@ -198,10 +209,6 @@ def _powers(count: int) -> tuple[Hashes, Hashes]:
     return downwards[:count], upwards[:count]
 
 
-def _digest(text: str) -> bytes:
-    return hashlib.blake2b(text.encode("utf-8", "surrogatepass"), digest_size=16).digest()
-
-
 def _rows(file: Path) -> Iterator[tuple[int, Any]]:
     try:
         with file.open("rb") as lines:
@@ -214,5 +221,7 @@ def _rows(file: Path) -> Iterator[tuple[int, Any]]:
                     raise DataError(
                         f"not JSON: {error}", where=f"{file}, line {number}", hint="mend the line"
                     ) from None
+    except FileNotFoundError:
+        raise DataError("no such file", where=file, hint="check the path") from None
     except OSError as error:
         raise from_os_error(error) from error

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from urllib.parse import urlsplit
 
 from pydantic import Field, field_validator
@@ -45,5 +46,9 @@ class EndpointConfig(Settings):
         return urls
 
     def identity(self) -> str:
-        """What keys of stored answers call the model: the first address and its name there."""
-        return f"{self.urls[0].rstrip('/')} {self.model}"
+        """What keys of stored answers call the model: its name and a hash of the first address.
+
+        Results show it, and may be published: addresses are nobody's business.
+        """
+        address = hashlib.sha256(self.urls[0].rstrip("/").encode()).hexdigest()
+        return f"{self.model} at endpoint {address[:12]}"
