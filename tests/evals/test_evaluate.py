@@ -383,10 +383,11 @@ def test_rows_that_cannot_be_used_are_told_in_the_results(bench, pack):
         file.write("{\n" + json.dumps({"id": "t0", "reference": "x", "source": "y"}) + "\n")
     results = bench.run(ANSWERS)
     about = results["tasks"]["translation-a"]["languages"]["id"]
-    assert about["rows_left_out"] == {"not_json": 1, "duplicate_id": 1}
+    assert about["row_problems"] == {"not_json": 1, "duplicate_id": 1}
+    assert about["rows_left_out"] == 1
     assert "line 3" in about["first_problems"][0]
     cell = results["models"]["sft"]["tasks"]["translation-a"]["id"]
-    assert cell["n"] == 3 and cell["rows_left_out"] == {"not_json": 1, "duplicate_id": 1}
+    assert cell["n"] == 3 and cell["row_problems"] == {"not_json": 1, "duplicate_id": 1}
 
 
 def test_a_bad_pack_or_choice_is_refused_before_a_model_is_opened(bench, pack):

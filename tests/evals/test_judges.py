@@ -264,7 +264,7 @@ def test_criteria_are_asked_one_by_one(bench, criteria):
     assert "Apa? / model: Apa? / Right\nREF emas\n" in asked
     assert found["judge_counts"] == {"judge_bad_criterion": 1}
     assert found["score"] == 50  # the answer with a criterion that cannot be asked is left out
-    assert found["rows_left_out"] == {"missing_field": 1}
+    assert found["row_problems"] == {"missing_field": 1}
 
 
 @pytest.mark.parametrize(

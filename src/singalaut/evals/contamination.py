@@ -57,8 +57,8 @@ class Index:
             cell = len(self.overlaps)
             self.overlaps.append(Overlap(f"{task.name}.{language.language}", len(questions)))
             for identity, texts in questions:
-                for plain in map(letters, texts):
-                    length = piece_length(plain) if plain else 0
+                for plain in filter(None, map(letters, texts)):
+                    length = piece_length(plain)
                     if len(plain) < length // 2:
                         if len(plain) >= SHORTEST_WHOLE:
                             self._lines.setdefault(plain, []).append((cell, identity))

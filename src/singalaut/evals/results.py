@@ -69,7 +69,8 @@ def cell_figures(scored: Scored, node: Node, failed: int) -> dict[str, Any]:
         "wrong_language": scored.counts["wrong_language"] / answered,
         "counts": counts,
         "disagreements": scored.disagreements / answered,
-        "rows_left_out": dict(scored.cell.problems.counts),
+        "rows_left_out": scored.cell.problems.lost,
+        "row_problems": dict(scored.cell.problems.counts),
     }
     if len(by_run) > 1:
         figures["deviation_between_runs"] = number(float(np.nanstd(by_run, ddof=1)))
@@ -141,7 +142,8 @@ def describe(pack: Pack, cells: Sequence[Cell]) -> dict[str, Any]:
             "counted": spec.counted,
             "licence": spec.licence,
             "n": len(cell.examples),
-            "rows_left_out": dict(cell.problems.counts),
+            "rows_left_out": cell.problems.lost,
+            "row_problems": dict(cell.problems.counts),
             "first_problems": [f"{p.where}: {p.what}" for p in cell.problems.first],
         }
     return about
