@@ -73,8 +73,8 @@ def test_histograms_count_every_answer_and_questions_are_side_by_side(bench):
     folder = bench.work.path
     data = report_data(folder, load_results(folder), answers=3)
     cell = next(c for c in data["cells"] if (c["task"], c["language"]) == ("sentiment", "id"))
-    assert sum(cell["histograms"]["first"]) == 4 * 2
-    assert cell["histograms"]["second"] == [8, *[0] * 9]
+    assert sum(cell["figures"]["first"]["distribution"]) == 4 * 2
+    assert cell["figures"]["second"]["distribution"] == [8, *[0] * 9]
     assert len(cell["questions"]) == 3
     assert set(cell["questions"][0]["answers"]) == {"first", "second"}
     odd = cell["questions"][0]["answers"]["second"]["odd"]

@@ -8,10 +8,9 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping
+from itertools import islice
 from pathlib import Path
 from typing import Any
-
-import numpy as np
 
 from singalaut.errors import ArtifactError
 from singalaut.evals.output import oddity_shares
@@ -19,7 +18,7 @@ from singalaut.evals.results import folder_name
 
 PAGE = Path(__file__).parent / "report.html"
 PLACE = "/*DATA*/null"
-BINS = 10
+SEARCHED = 20  # rows looked at for each that is shown, for notable ones
 LONGEST_TEXT = 4000  # characters of a prompt or answer that are shown
 
 
@@ -44,13 +43,13 @@ def report_data(folder: Path, results: Mapping[str, Any], answers: int) -> dict[
     cells = []
     for task, about in results["tasks"].items():
         for language in about["languages"]:
-            rows = {model: list(_rows(folder, model, task, language)) for model in models}
-            if not all(rows.values()):
+            if not all(language in results["models"][m]["tasks"].get(task, ()) for m in models):
                 continue
             figures = {m: results["models"][m]["tasks"][task][language] for m in models}
-            histograms = {model: _histogram(found) for model, found in rows.items()}
-            cell = {"task": task, "language": language, "histograms": histograms}
-            cells.append(cell | {"figures": figures, "questions": _side_by_side(rows, answers)})
+            read = SEARCHED * answers
+            rows = {m: list(islice(_rows(folder, m, task, language), read)) for m in models}
+            cell = {"task": task, "language": language, "figures": figures}
+            cells.append(cell | {"questions": _side_by_side(rows, answers)})
     summaries = {
         name: {key: found[key] for key in ("languages", "overall", "sampling") if key in found}
         | {"odd": oddity_shares(found)}
@@ -71,21 +70,13 @@ def report_data(folder: Path, results: Mapping[str, Any], answers: int) -> dict[
 def _rows(folder: Path, model: str, task: str, language: str) -> Iterator[dict[str, Any]]:
     file = folder / "responses" / folder_name(model) / f"{task}.{language}.jsonl"
     try:
-        for line in file.read_text("utf-8").split("\n"):
-            if line:
+        with file.open(encoding="utf-8", newline="\n") as lines:
+            for line in lines:
                 yield json.loads(line)
     except (OSError, ValueError) as error:
         raise ArtifactError(
             f"the answers cannot be read: {error}", where=file, hint="run the evaluation again"
         ) from error
-
-
-def _histogram(rows: list[dict[str, Any]]) -> list[int]:
-    """How many answers score within each tenth of the scale."""
-    scores = [run["score"] for row in rows for run in row["runs"] if run]
-    known = [min(max(score, 0.0), 1.0) for score in scores if score is not None]
-    counts, _ = np.histogram(known, bins=BINS, range=(0.0, 1.0))
-    return [int(count) for count in counts]
 
 
 def _side_by_side(rows: Mapping[str, list[dict[str, Any]]], limit: int) -> list[dict[str, Any]]:

@@ -64,6 +64,7 @@ def cell_figures(scored: Scored, node: Node, failed: int) -> dict[str, Any]:
         "interval": _interval(node),
         "by_run": [number(value) for value in by_run],
         "metrics": metrics,
+        "distribution": scored.distribution,
         "extracted": 1 - lost / answered,
         "truncated": scored.counts["truncated"] / answered,
         "wrong_language": scored.counts["wrong_language"] / answered,

@@ -19,10 +19,11 @@ from singalaut.artifact import Work, write_atomic
 from singalaut.evals.gather import Ask, Gatherer
 from singalaut.evals.results import folder_name
 from singalaut.evals.schedule import CellAnswers, Place, Protocol, next_round
-from singalaut.evals.scored import Scored
+from singalaut.evals.scored import Scored, distribution
 from singalaut.evals.store import Generation
 from singalaut.evals.tasks import Cell
 
+ENCODE = json.JSONEncoder(ensure_ascii=False, check_circular=False).encode
 Score = Callable[[CellAnswers], "Scored | None"]
 
 
@@ -70,8 +71,9 @@ def write_rows(work: Work, model: str, scored: Scored) -> None:
     """The rows of a cell as JSON lines: every answer with what was made of it."""
     folder = work.path / "responses" / folder_name(model)
     folder.mkdir(parents=True, exist_ok=True)
-    lines = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in scored.rows)
+    lines = "".join(ENCODE(row) + "\n" for row in scored.rows)
     write_atomic(folder / f"{scored.cell.name}.jsonl", lines.encode())
+    scored.distribution = distribution(scored.rows)
     scored.rows = []  # they would fill the memory
 
 

@@ -45,7 +45,8 @@ class Outside:
 class Scored:
     """A cell's measures by metric, its figures, and a row for each question.
 
-    `official_sums` has scores that are published as another sum than the measure's.
+    `official_sums` has scores that are published as another sum than the measure's;
+    `distribution` says how many answers score within each tenth of the scale.
     """
 
     cell: Cell
@@ -58,6 +59,7 @@ class Scored:
     rows: list[dict[str, Any]]
     official_sums: dict[Metric, float] = field(default_factory=dict)
     facts: dict[str, Any] = field(default_factory=dict)
+    distribution: list[int] = field(default_factory=list)
 
 
 def question_row(example: Example, stratum: str) -> dict[str, Any]:
@@ -70,6 +72,14 @@ def question_row(example: Example, stratum: str) -> dict[str, Any]:
 
 def run_row(text: str, finish: str, odd: Sequence[str], score: float | None) -> dict[str, Any]:
     return {"response": text, "finish_reason": finish, "score": score, "odd": list(odd)}
+
+
+def distribution(rows: Sequence[Mapping[str, Any]]) -> list[int]:
+    """How many answers score within each tenth of the scale from 0 to 1."""
+    scores = [run["score"] for row in rows for run in row["runs"] if run]
+    known = np.clip([score for score in scores if score is not None], 0.0, 1.0)
+    counts: list[int] = np.histogram(known, bins=10, range=(0.0, 1.0))[0].tolist()
+    return counts
 
 
 def single(values: Floats) -> Strata:
