@@ -197,12 +197,14 @@ def _report(name: str, results: Mapping[str, Any], timing: Mapping[str, Any]) ->
     overall = results["overall"]
     shares = oddity_shares(results)
     log.info(
-        "%s: %d answers made, %d from the store, %.1f s, %.0f %% of it in the engine; "
+        "%s: %d answers made, %d from the store, %.1f s: %.1f s to open, %.1f %% of the rest in the "
+        "engine; "
         "normalised mean %s; unextractable %.1f %%, wrong language %.1f %%, truncated %.1f %%",
         name,
         timing["asked"],
         timing["replayed"],
         timing["seconds"],
+        timing["opening_seconds"],
         100 * timing["engine_share"],
         "—" if overall.get("normalised") is None else f"{overall['normalised']:.1f}",
         *(100 * shares.get(odd, 0.0) for odd in ("unextractable", "wrong_language", "truncated")),
