@@ -198,7 +198,8 @@ def _report(name: str, results: Mapping[str, Any], timing: Mapping[str, Any]) ->
     shares = oddity_shares(results)
     log.info(
         "%s: %d answers made, %d from the store, %.1f s: %.1f s to open, %.1f %% of the rest in "
-        "the engine; normalised mean %s; unextractable %.1f %%, wrong language %.1f %%, truncated %.1f %%",
+        "the engine; normalised mean %s; unextractable %.1f %%, wrong language %.1f %%, "
+        "truncated %.1f %%",
         name,
         timing["asked"],
         timing["replayed"],
