@@ -193,7 +193,7 @@ def test_what_may_pass_is_repeated_and_counted(serve, trouble, counter):
     found = {done.request_id: done for done in made.sample(requests(5))}
     assert all(done.finish_reason == "stop" for done in found.values())
     statistics = made.statistics()
-    assert statistics[counter] == 10 and statistics["repeated"] == 10
+    assert statistics[f"trouble_{counter}"] == statistics["trouble_repeated"] == 10
 
 
 @pytest.mark.parametrize(
@@ -218,7 +218,7 @@ def test_what_does_not_pass_ends_one_request_with_its_reason(serve, trouble, rea
     found = {done.request_id: done for done in made.sample(requests(3))}
     assert found["1"].finish_reason == "error" and found["1"].error == reason
     assert found["0"].text == found["2"].text == "x"
-    assert made.statistics()["given_up"] == 1
+    assert made.statistics()["trouble_given_up"] == 1
 
 
 @pytest.mark.parametrize("status", [401, 403, 404])
@@ -250,7 +250,7 @@ def test_slow_answers_time_out_and_deadlines_hold(serve):
     made = sampler(server, timeout_seconds=0.05, retries=1)
     [done] = made.sample(requests(1))
     assert (done.finish_reason, done.error) == ("error", "no answer in time")
-    assert made.statistics()["timeouts"] == 2
+    assert made.statistics()["trouble_timeouts"] == 2
     request = Request([Message("user", "x")], SamplingParams(max_tokens=3), "d", 0, 0.05)
     [done] = sampler(server, retries=8).sample([request])
     assert done.finish_reason in ("deadline", "error")

@@ -80,13 +80,14 @@ def run_evaluate(
             return score_cell(answers, rules, logprobs=config.protocol.logprobs)
 
         answered = answer_all(gatherer, protocol, cells, work, score)
-        statistics = gatherer.statistics()
+        statistics, requests = gatherer.statistics(), gatherer.about()
         gatherer.close()
         _check_failures(name, gatherer, config)
         outsiders.score(name, answered, rules, work)
         models[name] = _sum_up(answered, loaded, cells, config, seed)
         models[name]["identity"] = subject.identity
         models[name]["sampling"] = protocol.about
+        models[name]["requests"] = requests
         models[name]["judge"] = outsiders.about(name)
         timings[name] = _timing(gatherer, statistics, outsiders)
         _report(name, models[name], timings[name])

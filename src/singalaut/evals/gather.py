@@ -134,6 +134,15 @@ class Gatherer:
     def statistics(self) -> Mapping[str, float]:
         return self.sampler.statistics() if self.sampler else {}
 
+    def about(self) -> dict[str, Any]:
+        """How the requests went: those that failed by reason, and troubles that passed."""
+        troubles = {
+            name.removeprefix("trouble_"): int(count)
+            for name, count in self.statistics().items()
+            if name.startswith("trouble_")
+        }
+        return {"failures": dict(sorted(self.failures.items())), "troubles": troubles}
+
     def close(self) -> None:
         """Let go of the model: the next one needs its memory."""
         self.timing.end = time.perf_counter()

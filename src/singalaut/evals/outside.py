@@ -159,6 +159,7 @@ class Outsiders:
 
         gatherer = Gatherer(f"judge {self.config.model}", self.store, self.judge.open)
         gatherer.ask(gatherer.replay(list(asks.values()), take), take, f"judge {name}")
+        requests = gatherer.about()
         gatherer.close()
         self._about[name] = {
             "identity": self.judge.identity,
@@ -166,7 +167,7 @@ class Outsiders:
             "replayed": gatherer.timing.replayed,
             "prompt_tokens": gatherer.timing.prompt_tokens,
             "completion_tokens": gatherer.timing.completion_tokens,
-            "failures": dict(gatherer.failures),
+            **requests,
         }
         made = []
         for answers, questions, wanted_keys, counts in batches:

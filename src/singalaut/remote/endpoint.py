@@ -54,6 +54,7 @@ class EndpointSampler:
         self._transport = transport
         self._flying = dict.fromkeys(config.urls, 0)
         self._counts: Counter[str] = Counter()
+        self._troubles: Counter[str] = Counter()
         self._begin = time.monotonic()
         self._given_up_in_a_row = 0
 
@@ -114,10 +115,11 @@ class EndpointSampler:
         """The servers kept their memory."""
 
     def statistics(self) -> dict[str, float]:
-        """Counts since the start: answers, tokens, and each kind of trouble."""
+        """Counts since the start: answers, tokens, and each kind of trouble as `trouble_…`."""
         seconds = max(time.monotonic() - self._begin, 1e-9)
         return {
             **{name: float(count) for name, count in sorted(self._counts.items())},
+            **{f"trouble_{name}": float(n) for name, n in sorted(self._troubles.items())},
             "answers_per_second": self._counts["answers"] / seconds,
         }
 
@@ -183,7 +185,7 @@ class EndpointSampler:
             await pace.wait(self._wire.estimated_tokens(request))
             left = None if end is None else end - time.monotonic()
             if left is not None and left <= 0:
-                self._counts["deadlines"] += 1
+                self._troubles["deadlines"] += 1
                 return [failed(request, "deadline", reason)]
             outcome = await self._try(client, url, body, left)
             if not isinstance(outcome, _Trouble):
@@ -197,7 +199,7 @@ class EndpointSampler:
                 )
             if not outcome.passing or attempt == self.config.retries:
                 break
-            self._counts["repeated"] += 1
+            self._troubles["repeated"] += 1
             await asyncio.sleep(pause_seconds(attempt, outcome.after_seconds, random.random()))
         return self._give_up(request, reason)
 
@@ -205,7 +207,7 @@ class EndpointSampler:
         try:
             completions = self._wire.completions(request, found)
         except (KeyError, TypeError, ValueError, IndexError) as error:
-            self._counts["malformed"] += 1
+            self._troubles["malformed"] += 1
             return self._give_up(request, f"an answer without {type(error).__name__} {error}")
         self._given_up_in_a_row = 0
         self._counts["answers"] += len(completions)
@@ -215,7 +217,7 @@ class EndpointSampler:
         return completions
 
     def _give_up(self, request: Request, reason: str) -> list[Completion]:
-        self._counts["given_up"] += 1
+        self._troubles["given_up"] += 1
         self._given_up_in_a_row += 1
         if self._given_up_in_a_row >= DEAD_AFTER and not self._counts["answers"]:
             raise MachineError(
@@ -237,16 +239,16 @@ class EndpointSampler:
                 base.rstrip("/") + url, json=body, headers=self._headers, timeout=timeout
             )
         except httpx.TimeoutException:
-            self._counts["timeouts"] += 1
+            self._troubles["timeouts"] += 1
             return _Trouble("no answer in time", passing=True)
         except (httpx.HTTPError, OSError) as error:
-            self._counts["connection_errors"] += 1
+            self._troubles["connection_errors"] += 1
             return _Trouble(f"{type(error).__name__}: {error}", passing=True)
         finally:
             self._flying[base] -= 1
         status = response.status_code
         if status != 200:
-            self._counts[f"http_{status}"] += 1
+            self._troubles[f"http_{status}"] += 1
             return _Trouble(
                 error_text(status, response.text),
                 passing=status in PASSING,
@@ -256,10 +258,10 @@ class EndpointSampler:
         try:
             found = json.loads(response.content)
         except ValueError:
-            self._counts["not_json"] += 1
+            self._troubles["not_json"] += 1
             return _Trouble(error_text(status, response.text), passing=True)
         if not isinstance(found, dict):
-            self._counts["malformed"] += 1
+            self._troubles["malformed"] += 1
             return _Trouble("an answer that is no object", passing=True)
         return found
 
