@@ -4,6 +4,9 @@ Random weights in the real shapes: right for speed, memory and agreement between
 implementations, no statement about quality.
 
     python benchmarks/gpu_family.py [--long 4b:131072 27b:32768] [--parity 1b 4b] [--disk 27b]
+                                    [--vision 4b]
+
+`--tiny` runs most parts in toy shapes on any machine, to try the script.
 """
 
 from __future__ import annotations
@@ -17,18 +20,24 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import torch
+from device import BF16, DEVICE, allocated, build, randomise, seconds
 
-from singalaut.model.cache import Cache
-from singalaut.model.config import SIZES, Gemma3Config
+from singalaut.model.config import SIZES, Gemma3Config, VisionConfig
 from singalaut.model.gemma3 import Gemma3
 from singalaut.model.hf import config_to_hf, hf_name, save_model
+from singalaut.model.paged import PAGE_TOKENS, Kind, PagedCache, PagedPlan, Span
+from singalaut.model.vision import Vision
 
 ROOT = Path(__file__).parents[1]
 NEW_TOKENS = 64
-BF16 = torch.bfloat16
+TINY = Gemma3Config(
+    32, 64, 6, 4, 2, 16, 16.0, 8, 512, 512, 8.0, vision=VisionConfig(24, 32, 2, 2, 28, 7, 4)
+)
 
 
 def main() -> None:
@@ -36,39 +45,23 @@ def main() -> None:
     parser.add_argument("--long", nargs="*", default=["4b:131072"])
     parser.add_argument("--parity", nargs="*", default=["1b", "4b"])
     parser.add_argument("--disk", nargs="*", default=[])
+    parser.add_argument("--vision", nargs="*", default=["4b"])
+    parser.add_argument("--tiny", action="store_true")
     options = parser.parse_args()
+    if options.tiny:
+        for what, figure in [*long_context(TINY, 200, 1.0), *vision(TINY, None)]:
+            print(f"{what}: {figure}")
+        return
     peak = matmul_peak()
     rows = [("bf16 matrix product, 8192³", f"{peak:.0f} TFLOP/s")]
     rows += [parity(size) for size in options.parity]
     for each in options.long:
         size, _, length = each.partition(":")
-        rows += long_context(size, int(length), peak)
+        rows += long_context(SIZES[size], int(length), peak)
+    for size in options.vision:
+        rows += vision(replace(SIZES[size], vision=VisionConfig()), peak)
     rows += [loading(size) for size in options.disk]
     write_table(rows)
-
-
-def build(config: Gemma3Config) -> Gemma3:
-    """A network on the device with random weights."""
-    torch.manual_seed(0)
-    torch.set_default_dtype(BF16)
-    with torch.device("cuda"):
-        model = Gemma3(config)
-    torch.set_default_dtype(torch.float32)
-    with torch.no_grad():
-        for name, weight in model.named_parameters():
-            weight.normal_(0, 0.1 if name.endswith("norm.weight") else weight.shape[-1] ** -0.5)
-    return model.eval().requires_grad_(False)
-
-
-def seconds(run: Callable[[], object], repeats: int) -> list[float]:
-    found = []
-    for _ in range(repeats):
-        torch.cuda.synchronize()
-        begin = time.perf_counter()
-        run()
-        torch.cuda.synchronize()
-        found.append(time.perf_counter() - begin)
-    return found
 
 
 def matmul_peak() -> float:
@@ -120,19 +113,18 @@ def library_model(ours: Gemma3, attention: str) -> torch.nn.Module:
     return theirs.eval()
 
 
-def long_context(size: str, length: int, peak: float) -> list[tuple[str, str]]:
+def long_context(config: Gemma3Config, length: int, peak: float) -> list[tuple[str, str]]:
     """Prefill and decode at one length, eager, then with the elementwise parts compiled."""
     from singalaut.model import gemma3
 
-    config = SIZES[size]
+    name = config.size_name
     model = build(config)
-    weights = torch.cuda.memory_allocated()
-    torch.cuda.reset_peak_memory_stats()
-    tokens = torch.randint(5, 262_000, (1, length), device="cuda")
+    weights = allocated()
+    tokens = torch.randint(5, config.vocab_size - 64, (1, length), device=DEVICE)
     work = flops(config, length)
     rows = []
     with torch.inference_mode():
-        for compiled in (False, True):
+        for compiled in (False, True) if DEVICE == "cuda" else (False,):
             if compiled:
                 gemma3.Mlp.forward = torch.compile(gemma3.Mlp.forward, dynamic=True)
                 gemma3.RmsNorm.forward = torch.compile(gemma3.RmsNorm.forward, dynamic=True)
@@ -140,44 +132,62 @@ def long_context(size: str, length: int, peak: float) -> list[tuple[str, str]]:
             model(tokens[:, :4096])
             taken = []
             for _ in range(2):
-                cache = Cache(config, 1, BF16, "cuda")
-                cache.reserve(length + NEW_TOKENS)
-                taken += seconds(lambda c=cache: model(tokens, plan=c.prefill()), 1)
+                cache, tables = one_sequence(config, length + NEW_TOKENS)
+                plan = PagedPlan(cache, [Span(tables, 0, length)])
+                taken += seconds(lambda p=plan: model(tokens, p.positions, p), 1)
             rate = work / min(taken) / 1e12
             what = "compiled elementwise parts" if compiled else "eager"
             rows.append(
                 (
-                    f"{size}, prefill of {length:,} tokens, {what}",
+                    f"{name}, prefill of {length:,} tokens, {what}",
                     f"{min(taken):.2f} s, {rate:.0f} TFLOP/s, {100 * rate / peak:.1f} % of peak",
                 )
             )
             if not compiled:
-                rows.append(decode(model, cache, length, weights))
-    del model, cache
-    torch.cuda.empty_cache()
+                rows.append(decode(model, cache, tables, length, weights))
+    del model, cache, plan
+    if DEVICE == "cuda":
+        torch.cuda.empty_cache()
     return rows
 
 
-def decode(model: Gemma3, cache: Cache, length: int, weights: int) -> tuple[str, str]:
+def one_sequence(config: Gemma3Config, tokens: int) -> tuple[PagedCache, dict[Kind, np.ndarray]]:
+    """Pages of one sequence: all of global layers, the last ones of window layers.
+
+    What a window layer's keys would fill before that goes to page 0, which nobody reads.
+    """
+    total = -(-tokens // PAGE_TOKENS)
+    kept = min(total, (config.window + NEW_TOKENS) // PAGE_TOKENS + 2)
+    cache = PagedCache(config, {"global": total + 1, "window": kept + 1}, BF16, DEVICE)
+    tables: dict[Kind, np.ndarray] = {
+        "global": np.arange(1, total + 1, dtype=np.int32),
+        "window": np.arange(1 - (total - kept), kept + 1, dtype=np.int32).clip(0),
+    }
+    return cache, tables
+
+
+def decode(
+    model: Gemma3, cache: PagedCache, tables: dict[Kind, np.ndarray], length: int, weights: int
+) -> tuple[str, str]:
     """New tokens after the prefill, and memory against the hybrid formula."""
     config = model.config
-    token = torch.tensor([7], device="cuda")
+    token = torch.tensor([[7]], device=DEVICE)
 
     def run() -> None:
-        for _ in range(NEW_TOKENS):
-            plan = cache.decode()
-            model.logits(model(token[:, None], plan.positions[:, None], plan)[:, -1])
+        for place in range(length, length + NEW_TOKENS):
+            plan = PagedPlan(cache, [Span(tables, place, 1)])
+            model.logits(model(token, plan.positions, plan)[:, -1])
 
     taken = seconds(run, 1)[0] / NEW_TOKENS
     layers = [config.is_global(i) for i in range(config.num_layers)]
     kept = sum(layers) * (length + NEW_TOKENS) + (len(layers) - sum(layers)) * config.window
     formula = 4 * config.num_kv_heads * config.head_dim * kept
     over = 100 * (cache.memory_bytes() / formula - 1)
+    peak = torch.cuda.max_memory_allocated() if DEVICE == "cuda" else 0
     return (
         f"{config.size_name}, {NEW_TOKENS} tokens after that",
         f"{1e3 * taken:.1f} ms a token; cache {cache.memory_bytes() / 2**20:.0f} MiB, formula "
-        f"{over:+.2f} %; weights {weights / 2**30:.1f} GiB, peak "
-        f"{torch.cuda.max_memory_allocated() / 2**30:.1f} GiB",
+        f"{over:+.2f} %; weights {weights / 2**30:.1f} GiB, peak {peak / 2**30:.1f} GiB",
     )
 
 
@@ -189,6 +199,86 @@ def flops(config: Gemma3Config, length: int) -> float:
         for i in range(config.num_layers)
     )
     return linear + 4 * config.num_heads * config.head_dim * pairs
+
+
+def vision(config: Gemma3Config, peak: float | None) -> list[tuple[str, str]]:
+    """Images to embeddings: time, and agreement with the library's tower and projector.
+
+    The cosine is between embeddings of one image token, the smallest of all.
+    """
+    assert config.vision is not None
+    torch.set_default_dtype(BF16)
+    with torch.device(DEVICE):
+        ours = Vision(config.vision, config.hidden_size)
+    torch.set_default_dtype(torch.float32)
+    randomise(ours).eval()
+    side, name = config.vision.image_size, config.size_name
+    pixels = torch.rand(8, 3, side, side, device=DEVICE) * 2 - 1
+    work = vision_flops(config.vision)
+    rows = []
+    with torch.inference_mode():
+        for batch in (1, 8):
+            seconds(lambda b=batch: ours(pixels[:b]), 2)
+            taken = [t / batch for t in seconds(lambda b=batch: ours(pixels[:b]), 5)]
+            rate = work / statistics.median(taken) / 1e12
+            share = (
+                "" if peak is None else f", {rate:.0f} TFLOP/s, {100 * rate / peak:.1f} % of peak"
+            )
+            low, middle, high = (1e3 * f(taken) for f in (min, statistics.median, max))
+            rows.append(
+                (
+                    f"{name}, vision part, {batch} image{'s' if batch > 1 else ''} of {side}²",
+                    f"{middle:.1f} ms an image ({low:.1f}–{high:.1f}), {rate:.3g} TFLOP/s{share}",
+                )
+            )
+        theirs = library_vision(ours, config)
+        found, wanted = ours(pixels[:2]), theirs(pixels[:2].to(BF16))
+        exact = ours.float()(pixels[:2])
+
+    def agreement(one: torch.Tensor, other: torch.Tensor) -> float:
+        return torch.nn.functional.cosine_similarity(one.float(), other.float(), -1).min().item()
+
+    rows.append(
+        (
+            f"{name}, vision part, smallest cosine of an embedding, bf16",
+            f"ours to the library's {agreement(found, wanted):.6f}; to float32: ours "
+            f"{agreement(found, exact):.6f}, the library's {agreement(wanted, exact):.6f}",
+        )
+    )
+    return rows
+
+
+def library_vision(ours: Vision, config: Gemma3Config) -> Callable[[torch.Tensor], torch.Tensor]:
+    """`transformers`' tower and projector around copies of our weights."""
+    from transformers import Gemma3Config as TheirConfig
+    from transformers import Gemma3Model
+
+    small = replace(config, num_layers=1, vocab_size=512, intermediate_size=64)
+    torch.set_default_dtype(BF16)
+    with torch.device(DEVICE):
+        theirs = Gemma3Model(TheirConfig.from_dict(config_to_hf(small, BF16)))
+    torch.set_default_dtype(torch.float32)
+    state = {
+        hf_name(f"vision.{name}").replace("vision_tower.vision_model.", "vision_tower."): weight
+        for name, weight in ours.named_parameters()
+    }
+    missing, unexpected = theirs.load_state_dict(state, strict=False)
+    assert not unexpected and not any("vision" in name or "projector" in name for name in missing)
+    theirs.eval()
+
+    def embed(pixels: torch.Tensor) -> torch.Tensor:
+        found = theirs.get_image_features(pixels)
+        return found if isinstance(found, torch.Tensor) else found.pooler_output
+
+    return embed
+
+
+def vision_flops(config: VisionConfig) -> float:
+    """Floating-point operations of one image: matrix products of the tower, and attention."""
+    width, patches = config.hidden_size, config.num_patches
+    layer = 4 * width * width + 2 * width * config.intermediate_size
+    linear = 2 * patches * (config.num_layers * layer + 3 * config.patch_size**2 * width)
+    return linear + config.num_layers * 4 * patches**2 * width
 
 
 LOAD = """
@@ -223,7 +313,7 @@ def loading(size: str) -> tuple[str, str]:
     )
 
 
-def write_table(rows: list[tuple[str, str]]) -> None:
+def write_table(rows: list[tuple[str, str]], part: str = "") -> None:
     """Replace the part of docs/performance.md that belongs to this device."""
     device = torch.cuda.get_device_name()
     head = f"{device}; torch {torch.__version__}; {time.strftime('%Y-%m-%d')}."
@@ -231,7 +321,7 @@ def write_table(rows: list[tuple[str, str]]) -> None:
     text = "\n".join([*lines, *(f"| {what} | {figure} |" for what, figure in rows)])
     print(text)
     file = ROOT / "docs" / "performance.md"
-    name = re.sub(r"\W+", "-", device.lower())
+    name = re.sub(r"\W+", "-", f"{part} {device}".strip().lower())
     begin, end = f"<!-- {name} -->", f"<!-- /{name} -->"
     pattern = re.compile(f"{begin}.*{end}", re.S)
     if pattern.search(file.read_text()):

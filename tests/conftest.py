@@ -9,6 +9,9 @@ import pytest
 
 from singalaut import artifact
 
+if not Path("/dev/nvidia0").exists():
+    os.environ["TRITON_INTERPRET"] = "1"  # before anything imports triton
+
 
 @pytest.fixture(scope="session")
 def real_gguf() -> Path:
@@ -109,5 +112,35 @@ def seeing_model(tmp_path_factory, seeing_config, seeing_tokenizer) -> Path:
 
     folder = tmp_path_factory.mktemp("seeing") / "model"
     save_model(initialise(Gemma3(seeing_config), seed=0), folder, torch.float32)
+    seeing_tokenizer.save(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def gguf_seeing_model(tmp_path_factory, seeing_tokenizer) -> Path:
+    """A Hugging Face directory in a shape that llama.cpp can run, with a vision part, in bfloat16.
+
+    Norms are such that 1 + w keeps every bit of w.
+    """
+    import torch
+
+    from singalaut.model.config import Gemma3Config, VisionConfig
+    from singalaut.model.gemma3 import Gemma3, initialise
+    from singalaut.model.hf import save_model
+
+    vision = VisionConfig(64, 96, 2, 2, 56, 14, 4, 1e-6, *seeing_tokenizer.image_ids)
+    config = Gemma3Config(
+        256, 256, 7, 2, 1, 256, 256.0, 8, 512, 576, eos_ids=(1, 106), vision=vision
+    )
+    model = initialise(Gemma3(config), seed=0)
+    generator = torch.Generator().manual_seed(1)
+    for name, parameter in model.named_parameters():
+        if name.endswith("norm.weight") and not name.startswith("vision.tower"):
+            parameter.data = torch.randn(parameter.shape, generator=generator).round(decimals=1)
+            parameter.data *= 0.3
+        elif name != "embedding.weight":
+            parameter.data *= 2
+    folder = tmp_path_factory.mktemp("gguf-seeing") / "model"
+    save_model(model, folder, torch.bfloat16)
     seeing_tokenizer.save(folder)
     return folder

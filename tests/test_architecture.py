@@ -151,6 +151,8 @@ def test_table_allows(module, text):
     [
         ("singalaut.cli.main", {"torch", "transformers", "pydantic", "rich", "numpy", "jinja2"}),
         ("singalaut.recipe.run", {"torch", "transformers", "tokenizers", "gguf", "sacrebleu"}),
+        ("singalaut.train.sft", {"torch._dynamo", "triton", "transformers"}),
+        ("singalaut.generate.engine", {"torch._dynamo", "transformers"}),
     ],
 )
 def test_start_loads_nothing_heavy(entrance, heavy):

@@ -25,6 +25,7 @@ def recipe(tmp_path, tiny_model):
     text = text.replace("demo:gemma-3-270m", str(tiny_model)).replace('"../runs"', '"runs"')
     data = str(ROOT / "recipes" / "data" / "quickstart.jsonl")
     text = text.replace("data/quickstart.jsonl", data)
+    text = text.replace('kind = "sft"', 'kind = "sft"\nmax_tokens = 512')  # the model's context
     text = text.replace('pack = "demo"', 'pack = "demo"\nlimit = 1\nlanguages = ["id", "th"]')
     file = tmp_path / "tiny.toml"
     file.write_text(text)

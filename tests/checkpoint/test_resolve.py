@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from singalaut.artifact import content_hash
-from singalaut.checkpoint.inspect import cache_bytes, inspect
+from singalaut.checkpoint.inspect import cache_bytes, inspect, memory_rows
 from singalaut.checkpoint.resolve import local_model, resolve_model
 from singalaut.errors import CheckpointError, MachineError, RecipeError
 from singalaut.model.config import SIZES
@@ -171,6 +171,26 @@ def test_cache_memory_follows_the_hybrid_formula():
     assert cache_bytes(SIZES["4b"], 131_072) / mib == pytest.approx(2676, abs=1)
     assert cache_bytes(SIZES["27b"], 8_192) / mib == pytest.approx(1056, abs=1)
     assert cache_bytes(SIZES["270m"], 32_768) / mib == pytest.approx(103.5, abs=1)
+
+
+def test_memory_is_weights_and_the_caches_of_a_batch():
+    rows = memory_rows(SIZES["4b"])
+    assert [row["context_tokens"] for row in rows] == [2_048, 8_192, 32_768, 131_072]
+    for row in rows:
+        for batch in (1, 8, 32):
+            cache = batch * cache_bytes(SIZES["4b"], row["context_tokens"])
+            wanted = (2 * 3_880_263_168 + cache) / 2**30
+            assert row[f"batch_{batch}_gib"] == pytest.approx(wanted, abs=0.006)
+    assert [row["context_tokens"] for row in memory_rows(SIZES["1b"])] == [2_048, 8_192, 32_768]
+
+
+def test_a_context_shorter_than_all_is_shown(tiny_model, capsys):
+    from singalaut.cli.models import inspect as command
+
+    command(str(tiny_model))
+    out = capsys.readouterr().out
+    assert "memory in bfloat16" in out and "context_tokens  cache_mib  batch_1_gib" in out
+    assert out.splitlines()[-1].split()[0] == "512"
 
 
 @pytest.mark.real

@@ -11,10 +11,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from singalaut.checkpoint.adapters import merged_weights
+from singalaut.checkpoint.adapters import open_merged
 from singalaut.checkpoint.convert import convert
 from singalaut.errors import CheckpointError, MachineError, RecipeError
-from singalaut.model.config import Gemma3Config, VisionConfig
+from singalaut.model.config import Gemma3Config
 from singalaut.model.gemma3 import Gemma3, initialise
 from singalaut.model.gguf import GgufFile, config_from_gguf
 from singalaut.model.gguf_write import FORMATS
@@ -146,10 +146,10 @@ def test_an_adapter_of_peft(folder, adapter, tmp_path):
 
     base = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
     theirs = peft.PeftModel.from_pretrained(base, adapter).merge_and_unload().state_dict()
-    for name, weight in zip(
-        parameter_shapes(CONFIG), merged_weights(folder, adapter, CONFIG), strict=True
-    ):
-        torch.testing.assert_close(weight.float(), theirs[hf_name(name)].bfloat16().float())
+    with open_merged(folder, adapter, CONFIG) as read:
+        for name in parameter_shapes(CONFIG):
+            wanted = theirs[hf_name(name)].bfloat16().float()
+            torch.testing.assert_close(read(name).float(), wanted)
 
 
 @pytest.mark.parametrize(
@@ -202,22 +202,6 @@ def test_what_is_lost_is_said(folder, tmp_path, caplog):
         assert "quantised before" not in caplog.text
         convert(tmp_path / "m.gguf", tmp_path / "n.gguf", quant="Q4_0")
     assert "quantised before (Q8_0)" in caplog.text
-
-
-def test_a_model_that_sees_is_written_without_its_vision_tower(folder, tmp_path, caplog):
-    vision = VisionConfig(32, 32, 1, 2, 28, 14, 1, start_id=108, end_id=109, image_id=515)
-    model = initialise(Gemma3(replace(CONFIG, vision=vision)), seed=0)
-    save_model(model, tmp_path / "sees", torch.bfloat16)
-    for file in folder.glob("tokenizer*"):
-        shutil.copy(file, tmp_path / "sees")
-    with caplog.at_level(logging.INFO, logger="singalaut"):
-        convert(tmp_path / "sees", tmp_path / "m.gguf")
-    assert "only the text model is written" in caplog.text
-    convert(tmp_path / "m.gguf", tmp_path / "back")
-    assert read_config(tmp_path / "back") == replace(CONFIG, vocab_size=512)
-    found = load_model(tmp_path / "back").state_dict()
-    wanted = load_model(tmp_path / "sees", vision=False).state_dict()
-    assert all(torch.equal(found[name][:512], wanted[name][:512]) for name in wanted)
 
 
 def test_kquants_without_their_package(folder, tmp_path, monkeypatch):

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+import pytest
 import torch
 
 from singalaut.artifact import Work
 from singalaut.checkpoint.convert import convert
-from singalaut.checkpoint.inspect import _vision_facts, inspect
+from singalaut.checkpoint.inspect import inspect, memory_rows
 from singalaut.merge.config import MergeConfig
 from singalaut.merge.stream import run_merge
 from singalaut.model.config import SIZES, VisionConfig
@@ -24,10 +25,14 @@ def test_inspection_counts_the_vision_part(seeing_model, seeing_config):
     assert (facts["vision_parameters"], facts["projector_parameters"]) == (tower, projector)
     assert facts["parameters"] == seeing_config.num_parameters
     assert facts["tokens_per_image"] == 4
-    real = _vision_facts(replace(SIZES["4b"], vision=VisionConfig()))
-    assert real["vision_parameters"] == 416_866_032
-    assert real["projector_parameters"] == 1152 * 2560 + 1152
-    assert _vision_facts(SIZES["1b"]) == {}
+    assert facts["tokenizer"]["image_tokens_agree"]
+    with_vision, without = (
+        memory_rows(replace(SIZES["4b"], vision=vision)) for vision in (VisionConfig(), None)
+    )
+    more = (416_866_032 + 1152 * 2560 + 1152) * 2 / 2**30
+    assert with_vision[0]["batch_1_gib"] - without[0]["batch_1_gib"] == pytest.approx(
+        more, abs=0.01
+    )
 
 
 def test_a_directory_keeps_its_vision_part(seeing_model, tmp_path):
@@ -54,7 +59,9 @@ def test_an_adapter_is_folded_into_a_model_that_sees(seeing_model, tmp_path):
 
 def test_merging_keeps_the_vision_part(seeing_model, tmp_path):
     inputs = [{"from": "a", "weight": 0.3}, {"from": "b", "weight": 0.7}]
-    run_merge(MergeConfig(models=inputs), models=[seeing_model] * 2, work=Work(tmp_path))
+    models = {"models.0": seeing_model, "models.1": seeing_model}
+    config = MergeConfig(models=inputs)
+    run_merge(config, models=models, adapters={}, work=Work(tmp_path), seed=0)
     wanted, found = load_model(seeing_model), load_model(tmp_path / "model")
     assert found.config == wanted.config
     for name, parameter in wanted.named_parameters():

@@ -11,8 +11,9 @@ from importlib.metadata import version
 
 import pytest
 
+from singalaut.cli.merging import weighted
 from singalaut.cli.show import table
-from singalaut.cli.stages import _weighted, labelled
+from singalaut.cli.stages import labelled
 from singalaut.recipe.load import load_recipe, parse_recipe
 
 COMMANDS = ["run", "recipe", "status", "sft", "merge", "eval", "generate", "chat"]
@@ -84,9 +85,9 @@ def test_doctor_tells_what_the_machine_has(cli):
 
 
 def test_models_on_the_command_line_get_weights_and_short_names():
-    assert _weighted("runs/a:0.25") == ("runs/a", 0.25)
-    assert _weighted("demo:gemma-3-270m") == ("demo:gemma-3-270m", 1.0)
-    assert _weighted("demo:gemma-3-270m:2") == ("demo:gemma-3-270m", 2.0)
+    assert weighted("runs/a:0.25") == ("runs/a", 0.25)
+    assert weighted("demo:gemma-3-270m") == ("demo:gemma-3-270m", None)
+    assert weighted("demo:gemma-3-270m:2") == ("demo:gemma-3-270m", 2.0)
     assert labelled("merge", ["demo:gemma-3-270m", "/r/sft-1/model", "x/sft-1", "merge"]) == {
         "gemma-3-270m": "demo:gemma-3-270m",
         "sft-1": "/r/sft-1/model",

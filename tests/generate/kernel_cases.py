@@ -8,6 +8,7 @@ from torch import Tensor
 from singalaut.model.attention import visible
 from singalaut.model.gemma3 import rotate, rotation
 from singalaut.model.norm import RmsNorm
+from singalaut.model.paged import PAGE_TOKENS
 
 EPS = 1e-6
 
@@ -39,24 +40,26 @@ def check_embed(device: str, dtype: torch.dtype, width: int = 96) -> None:
     )
     last = torch.tensor([7, 9, 11, 49], dtype=torch.int32, device=device)
     slots = torch.tensor([3, 0], dtype=torch.int32, device=device)
-    x, h = (torch.empty(2, width, dtype=dtype, device=device) for _ in range(2))
+    x = torch.empty(2, width, device=device)
+    h = torch.empty(2, width, dtype=dtype, device=device)
     scale = float(torch.tensor(width**0.5, dtype=dtype))
     embed(last, slots, table, scale, weight, EPS, x, h)
     wanted = table[[49, 7]] * torch.tensor(scale, dtype=dtype, device=device)
-    assert torch.equal(x, wanted)
+    assert torch.equal(x, wanted.float())
     close(h, norm(weight)(wanted), dtype)
     embed(last[:2], None, table, scale, weight, EPS, x, h)
-    assert torch.equal(x, table[[7, 9]] * torch.tensor(scale, dtype=dtype, device=device))
+    assert torch.equal(x, (table[[7, 9]] * torch.tensor(scale, dtype=dtype, device=device)).float())
 
 
 def check_add_norms(device: str, dtype: torch.dtype, width: int = 96) -> None:
     from singalaut.generate.kernels.elementwise import add_norms
 
-    x, y, h = (draw(5, width, dtype=dtype, device=device, seed=i) for i in range(3))
+    x = draw(5, width, dtype=torch.float32, device=device)
+    y, h = (draw(5, width, dtype=dtype, device=device, seed=i) for i in (1, 2))
     post, following = (draw(width, dtype=dtype, device=device, seed=i) for i in (3, 4))
-    wanted = x + norm(post)(y)
+    wanted = x + norm(post)(y, torch.float32)
     add_norms(x, y, post, following, EPS, h)
-    close(x, wanted, dtype)
+    close(x, wanted, torch.float32)
     close(h, norm(following)(wanted), dtype)
 
 
@@ -77,19 +80,21 @@ class Paged:
         self, lengths: list[int], key_heads: int, width: int, dtype: torch.dtype, device: str
     ):
         self.lengths, self.device, self.dtype = lengths, device, dtype
-        pages = -(-max(lengths) // 16)
+        pages = -(-max(lengths) // PAGE_TOKENS)
         count = len(lengths) * pages + 1
         order = torch.randperm(count - 1, generator=torch.Generator().manual_seed(5)) + 1
         self.table = torch.zeros(len(lengths) + 1, pages + 2, dtype=torch.int32)
         self.table[: len(lengths), :pages] = order.view(len(lengths), pages)
         self.table = self.table.to(device)
-        self.store = draw(2, key_heads, count, 16, width, dtype=dtype, device=device, seed=2)
+        self.store = draw(
+            2, key_heads, count, PAGE_TOKENS, width, dtype=dtype, device=device, seed=2
+        )
         self.slots = torch.arange(len(lengths), dtype=torch.int32, device=device)
         self.positions = torch.tensor([n - 1 for n in lengths], dtype=torch.int32, device=device)
 
     def dense(self, row: int) -> tuple[Tensor, Tensor]:
         length = self.lengths[row]
-        pages = self.table[row, : -(-length // 16)].long()
+        pages = self.table[row, : -(-length // PAGE_TOKENS)].long()
         keys, values = (s[:, pages].flatten(1, 2)[:, :length] for s in self.store)
         return keys, values
 
@@ -184,3 +189,153 @@ def check_set_pages(device: str) -> None:
     for kind, slot, index, page in changes:
         assert tables[kind][slot, index] == page
     assert sum(int((t != 0).sum()) for t in tables) == 3
+
+
+def check_sampling(device: str, vocab: int = 9000, rows: int = 40) -> None:
+    """Tokens and log-probabilities of the device's sampler against the host's."""
+
+    from singalaut.contracts import SamplingParams
+    from singalaut.generate import sampling
+    from singalaut.generate.kernels.sampling import Picked, SlotState, sample
+
+    generator = torch.Generator().manual_seed(9)
+    logits = torch.randn(rows, vocab, generator=generator) * 3
+    logits[4] = logits[4].round()  # ties
+    kinds = [
+        {"temperature": 0.0},
+        {"temperature": 1.0},
+        {"temperature": 0.6},
+        {"temperature": 1.0, "top_k": 64, "top_p": 0.95},
+        {"temperature": 1.3, "top_k": 5, "min_p": 0.1},
+    ]
+    params = [SamplingParams(max_tokens=99, logprobs=True, **kinds[i % 5]) for i in range(rows)]
+    answers = []
+    for row, each in enumerate(params):
+        prompt = [1] * (1 + row % 7)
+        answers.append(_answer(prompt, each, key=1000 + row, written=row % 3))
+    hidden_id = 8000
+    host = logits.clone()
+    host[:, hidden_id] = float("-inf")
+    wanted = sampling.sample(host, answers)
+    state = SlotState.empty(rows + 1, device)
+    slots = torch.randperm(rows, generator=generator).to(torch.int32)
+    for row, answer in enumerate(answers):
+        slot = int(slots[row])
+        state.position[slot] = len(answer.tokens) - 1
+        state.prompt[slot] = answer.num_prompt
+        state.key[slot] = answer.seed
+        p = params[row]
+        state.temperature[slot], state.top_k[slot] = p.temperature, p.top_k
+        state.top_p[slot], state.min_p[slot] = p.top_p, p.min_p
+    picked = Picked.empty(rows, vocab, device)
+    before = state.position.clone()
+    sample(logits.to(device), slots.to(device), state, picked, hidden_id, filtered=True)
+    same = (picked.tokens.cpu() == wanted.tokens).float().mean()
+    assert same > 0.95, same  # a share may fall between two tokens' rounding
+    equal = picked.tokens.cpu() == wanted.tokens
+    torch.testing.assert_close(
+        picked.logprobs.cpu()[equal], wanted.logprobs[equal], rtol=1e-4, atol=1e-4
+    )
+    assert torch.equal(state.token[slots.long().to(device)], picked.tokens)
+    assert torch.equal(state.position[:rows], before[:rows] + 1) and state.position[rows] == 0
+    spoiled = logits.to(device).clone()
+    spoiled[3, 17] = float("nan")
+    spoiled[5] = float("-inf")
+    sample(spoiled, slots.to(device), state, picked, hidden_id, filtered=True)
+    assert (picked.tokens == -1).nonzero().flatten().tolist() == [3, 5]
+    assert state.token.min() >= 0
+
+
+def _answer(prompt: list[int], params, key: int, written: int):
+    from array import array
+
+    from singalaut.contracts import Request
+    from singalaut.generate.answer import Answer
+
+    return Answer(
+        request=Request(prompt, params), index=0, tokens=array("i", prompt + [2] * written),
+        num_prompt=len(prompt), marked=array("q", prompt), images=None, image_runs=[], seed=key,
+        limit=99, stop_ids=frozenset(), order=(0, 0), deadline=None, listener=lambda _: None,
+        decoder=None, under_way=1,
+    )  # fmt: skip
+
+
+def check_single(device: str, dtype: torch.dtype, width: int = 160, inner: int = 96) -> None:
+    from singalaut.generate.kernels import single
+
+    x = draw(width, dtype=torch.float32, device=device)
+    y = draw(width, dtype=dtype, device=device, seed=1)
+    post, following = (draw(width, dtype=dtype, device=device, seed=i) for i in (2, 3))
+    weight = draw(2 * inner, width, dtype=dtype, device=device, seed=4) / width**0.5
+    new_x = x + norm(post)(y, torch.float32)
+    h = norm(following)(new_x)
+    for gated in (False, True):
+        count = inner if gated else 2 * inner
+        out = torch.empty(count, dtype=dtype, device=device)
+        found_x = torch.empty_like(x)
+        single.norm_matvec(x, y, post, following, EPS, found_x, weight, out, gated=gated)
+        wanted = weight @ h
+        if gated:
+            gate, up = wanted.chunk(2)
+            wanted = torch.nn.functional.gelu(gate, approximate="tanh") * up
+        close(found_x, new_x, torch.float32)
+        close(out, wanted, dtype)
+    found_h = torch.empty_like(h)
+    single.add_norms_row(x, y, post, following, EPS, found_x, found_h)
+    close(found_h, h, dtype)
+    logits = torch.empty(2 * inner, dtype=torch.float32, device=device)
+    single.matvec(weight, h, logits)
+    close(logits, weight.float() @ h.float(), dtype)
+
+
+def check_attend_row(
+    device: str,
+    dtype: torch.dtype,
+    length: int,
+    splits: int,
+    window: int | None,
+    key_heads: int = 2,
+    group: int = 2,
+    width: int = 32,
+) -> None:
+    """The fused kernel of one row against the separate ones."""
+    from singalaut.generate.kernels.attention import AttentionScratch, attend
+    from singalaut.generate.kernels.elementwise import finish_qkv
+    from singalaut.generate.kernels.single import attend_row
+
+    paged = Paged([length], key_heads, width, dtype, device)
+    heads = key_heads * group
+    qkv = draw(1, (heads + 2 * key_heads) * width, dtype=dtype, device=device, seed=3)
+    weights = [draw(width, dtype=dtype, device=device, seed=i) for i in (4, 5)]
+    cos, sin = (
+        t[0, 0, :, : width // 2].contiguous()
+        for t in rotation(torch.arange(length + 1, device=device)[None], width, 1e4, 1.0, dtype)
+    )
+    scratch = AttentionScratch(key_heads * splits, width, torch.device(device))
+    found = torch.empty(1, heads * width, dtype=dtype, device=device)
+    next_weight = draw(64, 1024, dtype=dtype, device=device)
+    store, before_store, before = paged.store.clone(), paged.store.clone(), qkv.clone()
+    where = (paged.positions, paged.slots, paged.table)
+    for _ in range(2):
+        attend_row(
+            before,
+            *weights,
+            EPS,
+            cos,
+            sin,
+            *where,
+            *store,
+            found,
+            scratch,
+            width**-0.5,
+            window,
+            splits,
+            next_weight,
+        )
+    assert torch.equal(qkv, before) and not scratch.counters.any()
+    finish_qkv(qkv, *weights, EPS, cos, sin, *where, *paged.store, heads, positions_by_slot=True)
+    wanted = torch.empty_like(found)
+    attend(qkv, *paged.store, wanted, None, *where, width**-0.5, window, 1, positions_by_slot=True)
+    torch.testing.assert_close(store, paged.store)  # in float32 sums may be taken in another order
+    assert (store != before_store).sum() <= 2 * key_heads * width
+    close(found, wanted, dtype)

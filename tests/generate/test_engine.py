@@ -73,7 +73,7 @@ def test_a_seeded_answer_does_not_depend_on_its_company(engine):
 
 
 def test_shared_beginnings_are_computed_once(engine):
-    stem = [2, *range(150, 150 + 40)]  # two pages and a half; the window of 8 is long past
+    stem = [2, *range(150, 150 + 80)]  # two pages and a half; the window of 8 is long past
     requests = [Request([*stem, 300 + i], greedy(4), str(i)) for i in range(3)]
     alone = []
     for request in requests:
@@ -83,7 +83,7 @@ def test_shared_beginnings_are_computed_once(engine):
     before = engine.statistics()["shared_tokens"]
     together = ask(engine, *requests)
     assert together == alone
-    assert engine.statistics()["shared_tokens"] - before == 2 * 32
+    assert engine.statistics()["shared_tokens"] - before == 2 * 64
 
 
 def test_logprobs_are_those_of_the_forward_pass(engine):

@@ -18,6 +18,7 @@ from singalaut.generate import images as images_module
 from singalaut.generate.engine import Engine, open_engine
 from singalaut.model.hf import load_model
 from singalaut.model.images import load_pictures, normalise
+from singalaut.model.paged import PAGE_TOKENS
 
 
 def picture(seed: int, width: int = 30, height: int = 20) -> bytes:
@@ -82,7 +83,7 @@ def test_company_and_sharing_change_nothing(engine):
 
 
 def test_only_equal_images_are_shared(engine):
-    before = [{"type": "text", "text": "abcdefghijklmnopqrstuvwxyz"}]
+    before = [{"type": "text", "text": "abcdefghijklmnopqrstuvwxyz" * 2}]
     images = [{"type": "image", "image": picture(n)} for n in (1, 2, 3, 4)]
 
     def prompt(*numbers: int, text: str = "a") -> list[Message]:
@@ -117,7 +118,7 @@ def test_only_equal_images_are_shared(engine):
         while marks[0][same] == marks[1][same]:
             same += 1
         assert 0 < shared[row] <= same
-        assert shared[row] % 16 == 0
+        assert shared[row] % PAGE_TOKENS == 0
         assert (
             shared[row] == len(ids[row])
             or ids[row][shared[row]] != image
@@ -125,7 +126,7 @@ def test_only_equal_images_are_shared(engine):
                 ids[row][shared[row] - 1] != image  # never inside an image
             )
         )
-    assert shared[1] >= runs[1][1] // 16 * 16 > shared[3] - 16
+    assert shared[1] >= runs[1][1] // PAGE_TOKENS * PAGE_TOKENS
 
 
 def test_embeddings_are_kept_and_forgotten(seeing_model, monkeypatch):

@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import os
-
 import pytest
 import torch
 
 if torch.cuda.is_available():
     pytest.skip("tests/gpu runs these on the device", allow_module_level=True)
-os.environ["TRITON_INTERPRET"] = "1"  # before the kernels are defined
 pytest.importorskip("triton")
 
 import kernel_cases as cases
@@ -29,3 +26,18 @@ def test_elementwise():
 @pytest.mark.parametrize("window", [None, 40])
 def test_attention(splits, window):
     cases.check_attention("cpu", DTYPE, [1, 16, 39, 40, 41, 130], splits, window)
+
+
+def test_sampling():
+    cases.check_sampling("cpu")
+
+
+def test_one_row():
+    cases.check_single("cpu", DTYPE)
+
+
+@pytest.mark.parametrize("splits", [1, 4])
+@pytest.mark.parametrize("window", [None, 40])
+@pytest.mark.parametrize("length", [1, 33, 90])
+def test_attention_of_one_row(length, splits, window):
+    cases.check_attend_row("cpu", DTYPE, length, splits, window)

@@ -1,8 +1,11 @@
-"""Five hundred mixes of requests that come, share, are preempted and cancelled: all greedy answers
-are what plain forward passes give."""
+"""Mixes of requests that come, share, are preempted and cancelled, against plain forward passes.
+
+All greedy answers must be theirs. `SINGALAUT_MIXES=500` runs as many; a hundred run by default.
+"""
 
 from __future__ import annotations
 
+import os
 import random
 from dataclasses import replace
 
@@ -10,22 +13,23 @@ import pytest
 import torch
 
 from singalaut.contracts import Request, SamplingParams
+from singalaut.generate import core as core_module
 from singalaut.generate.core import Core
 from singalaut.generate.memory import Room
 from singalaut.generate.prompts import PromptReader
 from singalaut.model.gemma3 import Gemma3, initialise
-from singalaut.model.paged import KINDS, page_bytes
+from singalaut.model.paged import KINDS
 from singalaut.text.chat import ChatFormat
 from singalaut.text.tokenizer import Tokenizer
 
-MIXES = 500
+MIXES = int(os.environ.get("SINGALAUT_MIXES", "100"))
 CLOSE = 1e-4  # between logits that plain passes leave in doubt
 
 
 @pytest.fixture(scope="module")
 def parts(tiny_model, tiny_config):
     tokenizer = Tokenizer.load(tiny_model)
-    config = replace(tiny_config, num_layers=3, global_every=3)
+    config = replace(tiny_config, num_layers=2, global_every=2)
     model = initialise(Gemma3(config), seed=3).eval().requires_grad_(False)
     threads = torch.get_num_threads()
     torch.set_num_threads(1)  # two would wait for each other longer than they work
@@ -45,7 +49,7 @@ def is_greedy(model, answer, vocab_size: int) -> bool:
     return bool((chosen >= logits.max(-1).values - CLOSE).all())
 
 
-def test_mixes(parts):
+def test_mixes(parts, monkeypatch):
     model, tokenizer, chat = parts
     reader = PromptReader(model.config, tokenizer, chat, False)
     dice = random.Random(11)
@@ -53,18 +57,19 @@ def test_mixes(parts):
     core = None
     for number in range(MIXES):
         if number % 5 == 0:  # mixes after each other meet what the ones before have left
-            room = Room(dice.randint(1, 4), 200, dice.choice([5, 16, 40]))
-            size = sum(page_bytes(model.config, kind, torch.float32) for kind in KINDS)
-            core = Core(model, tokenizer, room, cache_bytes=size * dice.choice([7, 8, 10, 200]))
-        heads = [[2, *dice.choices(range(110, 500), k=dice.randint(1, 36))] for _ in range(2)]
+            room = Room(dice.randint(2, 4), 200, dice.choice([5, 16, 40]))
+            pages = dict.fromkeys(KINDS, dice.choice([4, 5, 6, 60]))
+            monkeypatch.setattr(core_module, "plan_pages", lambda *_, pages=pages: pages)
+            core = Core(model, tokenizer, room, None)
+        heads = [[2, *dice.choices(range(110, 500), k=dice.randint(1, 40))] for _ in range(2)]
         arrivals: dict[int, list] = {}
         answers = []
-        for order in range(dice.randint(1, 5)):
+        for _ in range(dice.randint(1, 4)):
             prompt = dice.choice(heads) + dice.choices(range(110, 500), k=dice.randint(0, 12))
             params = SamplingParams(
-                max_tokens=dice.randint(1, 30),
+                max_tokens=dice.choice([1, 4, 8, 70]),
                 temperature=0,
-                n=dice.choice([1, 1, 2]),
+                n=dice.choice([1, 2, 2]),
                 ignore_eos=True,
             )
             opened = reader.open(
@@ -72,8 +77,7 @@ def test_mixes(parts):
                 lambda _: None, streams=False,
             )  # fmt: skip
             answers += opened
-            arrivals.setdefault(dice.randint(0, 12), []).extend(opened)
-            del order
+            arrivals.setdefault(dice.randint(0, 5), []).extend(opened)
         doomed = {a: dice.randint(1, 20) for a in answers if dice.random() < 0.15}
         step = 0
         while core.is_busy or arrivals:
@@ -93,8 +97,8 @@ def test_mixes(parts):
         assert all(core.scheduler.tables.pools[kind].used == 0 for kind in KINDS)
         for name in ("preemptions", "shared_tokens", "answers"):
             seen[name] += core.statistics()[name] if number % 5 == 4 else 0
-    assert seen["preemptions"] > 100 and seen["shared_tokens"] > 10_000, seen
-    assert seen["cancelled"] > 50, seen
+    assert seen["preemptions"] > MIXES / 4 and seen["shared_tokens"] > 20 * MIXES, seen
+    assert seen["cancelled"] > MIXES / 4, seen
 
 
 def test_a_wrong_token_is_noticed(parts):

@@ -16,7 +16,7 @@ from singalaut.generate.scheduler import Scheduler
 from singalaut.model.config import SIZES
 from singalaut.model.paged import KINDS, PAGE_TOKENS, page_bytes
 
-WINDOW = 40
+WINDOW = 80
 
 
 def answer(tokens: list[int], limit: int = 8, order: int = 0, **more) -> Answer:
@@ -40,11 +40,12 @@ def answer(tokens: list[int], limit: int = 8, order: int = 0, **more) -> Answer:
 
 
 def test_digests_name_a_page_and_all_before_it():
-    tokens = list(range(40))
+    page = PAGE_TOKENS
+    tokens = list(range(2 * page + 8))
     whole = digest_pages(tokens)
     assert len(whole) == 2 and digest_pages(tokens, whole[0], start=1) == whole[1:]
     assert digest_pages([99, *tokens[1:]])[1] != whole[1]
-    assert digest_pages([*tokens[:16], *tokens[:16]])[1] != whole[0]
+    assert digest_pages([*tokens[:page], *tokens[:page]])[1] != whole[0]
 
 
 def test_an_empty_page_is_taken_before_a_known_one():
@@ -63,7 +64,7 @@ def test_an_empty_page_is_taken_before_a_known_one():
 @given(st.data())
 def test_pages_are_conserved(data):
     """Whatever sequences do, each page is free, or held as often as tables say."""
-    tables = PageTables({"global": 24, "window": 16}, WINDOW, slots=4, max_tokens=400)
+    tables = PageTables({"global": 14, "window": 10}, WINDOW, slots=4, max_tokens=400)
     tokens: dict[int, list[int]] = {}
     for _ in range(data.draw(st.integers(1, 30))):
         slot = data.draw(st.integers(0, 3))
@@ -99,34 +100,37 @@ def test_pages_are_conserved(data):
 
 
 def test_a_beginning_needs_the_window_before_its_end():
+    page = PAGE_TOKENS
     tables = PageTables({"global": 30, "window": 30}, WINDOW, slots=2, max_tokens=400)
-    prompt = list(range(160))
+    prompt = list(range(10 * page))
     digests = digest_pages(prompt)
     tables.open(0, [])
-    tables.grow(0, 160)
+    tables.grow(0, 10 * page)
     for index, digest in enumerate(digests):
         tables.name(0, index, digest)
-    tables.slide(0, 160)
-    assert tables.open(1, digests[:9]) == 144
+    tables.slide(0, 10 * page)
+    assert tables.open(1, digests[:9]) == 9 * page
     assert len(tables.held("global", 1)) == 9
     assert tables.held("window", 1) == tables.tables["window"][0, 6:9].tolist()
     tables.close(1)
     tables.close(0)
     gone = tables.tables["window"][0, 7]
     tables.pools["window"].unname(int(gone))
-    # page 7 is gone: ends after 7, 8 or 9 pages would need it or what lies behind it
-    assert tables.open(1, digests[:9]) == 7 * PAGE_TOKENS
+    # page 7 is gone: ends after 8 or 9 pages would need it
+    assert tables.open(1, digests[:9]) == 7 * page
 
 
 def test_images_are_not_cut():
+    page = PAGE_TOKENS
     tables = PageTables({"global": 30, "window": 30}, WINDOW, slots=2, max_tokens=400)
-    digests = digest_pages(list(range(96)))
-    tables.grow(0, 96)
+    digests = digest_pages(list(range(6 * page)))
+    tables.grow(0, 6 * page)
     for index, digest in enumerate(digests):
         tables.name(0, index, digest)
-    assert tables.open(1, digests, whole=[(40, 70)]) == 96
+    image = [(2 * page + 8, 4 * page + 6)]
+    assert tables.open(1, digests, whole=image) == 6 * page
     tables.close(1)
-    assert tables.open(1, digests[:4], whole=[(40, 70)]) == 32
+    assert tables.open(1, digests[:4], whole=image) == 2 * page
 
 
 def run(scheduler: Scheduler, answers: list[Answer], steps: int = 500) -> list[list[Answer]]:
@@ -150,11 +154,11 @@ def run(scheduler: Scheduler, answers: list[Answer], steps: int = 500) -> list[l
 @settings(max_examples=100, deadline=None)
 @given(
     lengths=st.lists(st.tuples(st.integers(1, 150), st.integers(1, 60)), min_size=1, max_size=8),
-    pages=st.integers(15, 40),
+    pages=st.integers(9, 24),
     chunk=st.integers(1, 64),
 )
 def test_everyone_finishes_however_small_the_cache(lengths, pages, chunk):
-    numbers = {"global": pages, "window": max(8, pages // 2)}
+    numbers = {"global": pages, "window": max(6, pages // 2)}
     tables = PageTables(numbers, WINDOW, slots=3, max_tokens=400)
     scheduler = Scheduler(tables, 3, chunk)
     answers = [
@@ -168,9 +172,9 @@ def test_everyone_finishes_however_small_the_cache(lengths, pages, chunk):
 
 
 def test_the_more_important_goes_first_and_the_last_gives_way():
-    tables = PageTables({"global": 9, "window": 9}, WINDOW, slots=4, max_tokens=400)
+    tables = PageTables({"global": 6, "window": 6}, WINDOW, slots=4, max_tokens=400)
     scheduler = Scheduler(tables, 4, 256)
-    first, second = answer([1] * 47, limit=60, order=0), answer([2] * 47, limit=60, order=1)
+    first, second = answer([1] * 60, limit=50, order=0), answer([2] * 60, limit=50, order=1)
     scheduler.add(second)
     scheduler.add(first)
     assert scheduler.plan().chunks[0].answer is first

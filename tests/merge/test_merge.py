@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 
 import pytest
 import torch
@@ -26,10 +27,12 @@ def other_model(tmp_path, tiny_config, tiny_tokenizer):
 
 def merge(tmp_path, models, weights, **settings):
     inputs = [{"from": f"m{i}", "weight": w} for i, w in enumerate(weights)]
-    config = MergeConfig(models=inputs, **settings)
+    config = MergeConfig(models=inputs, parameters=settings)
     work = tmp_path / "work"
-    work.mkdir(exist_ok=True)
-    run_merge(config, models=models, work=Work(work))
+    shutil.rmtree(work, ignore_errors=True)
+    work.mkdir()
+    folders = {f"models.{i}": model for i, model in enumerate(models)}
+    run_merge(config, models=folders, adapters={}, work=Work(work), seed=0)
     return load_model(work / "model")
 
 
@@ -70,6 +73,9 @@ def test_not_a_number_is_named(tmp_path, tiny_model, other_model, tiny_config):
     damaged = load_model(other_model)
     damaged.layers[2].mlp.up.weight.data[0, 0] = float("nan")
     save_model(damaged, other_model, torch.float32)
-    with pytest.raises(CheckpointError, match=r"layers\.2\.mlp\.up\.weight"):
+    with pytest.raises(
+        CheckpointError,
+        match=r"layers\.2\.mlp\.up_proj\.weight` of `m1` has nan in row 0, column 0",
+    ):
         merge(tmp_path, [tiny_model, other_model], (0.5, 0.5))
     assert not (tmp_path / "work" / "model" / "config.json").exists()

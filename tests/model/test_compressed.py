@@ -80,10 +80,10 @@ def test_weights_equal_the_library(case, folder):
         assert reader.dtype("a.q_proj.weight") == "BF16"
         assert reader.file("a.q_proj.weight") == place / SINGLE
         found = reader.read("a.q_proj.weight")
-        assert found.dtype == torch.float32
-        assert torch.equal(found.bfloat16(), wanted.bfloat16())
+        assert found.dtype == wanted.dtype == torch.bfloat16
+        assert torch.equal(found, wanted)
         assert torch.equal(reader.read("a.norm.weight"), plain)
-    error = (found - weight.float()).abs().max()
+    error = (found.float() - weight.float()).abs().max()
     assert 0 < error <= weight.abs().max() / (4 if case["bits"] == 4 else 8)
 
 
@@ -140,7 +140,9 @@ def test_a_wrong_scale_is_noticed():
     stored, wanted = compress(weight_of(0), **CASES[2])
     scale = stored["weight_scale"].flip(1)
     found = dequantize_packed(stored["weight_packed"], scale, COLUMNS, 4)
-    assert not torch.equal(found.bfloat16(), wanted.bfloat16())
+    assert not torch.equal(found, wanted)
+    whole = dequantize_packed(stored["weight_packed"], stored["weight_scale"].float(), COLUMNS, 4)
+    assert torch.equal(whole.bfloat16(), wanted) and not torch.equal(whole, wanted.float())
 
 
 FLOAT8 = {"x.weight": torch.zeros(4, 64, dtype=torch.float8_e4m3fn)}

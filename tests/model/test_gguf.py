@@ -16,7 +16,13 @@ from reduced_shapes import reduced
 
 from singalaut.errors import CheckpointError
 from singalaut.model.gemma3 import Gemma3, initialise
-from singalaut.model.gguf import GgufFile, config_from_gguf, gguf_name, read_weights
+from singalaut.model.gguf import (
+    GgufFile,
+    check_shapes,
+    config_from_gguf,
+    gguf_name,
+    read_parameter,
+)
 from singalaut.model.hf import parameter_shapes
 
 CONFIG = replace(reduced("1b"), hidden_size=64, num_layers=6)
@@ -59,9 +65,7 @@ def test_block_formats_match_the_library(kind, tmp_path):
     model = write_model(tmp_path / "m.gguf", kind)
     file = GgufFile(tmp_path / "m.gguf")
     assert config_from_gguf(file) == CONFIG
-    weights = dict(
-        zip(parameter_shapes(CONFIG), read_weights(file, CONFIG, torch.float32), strict=True)
-    )
+    weights = {name: read_parameter(file, name, torch.float32) for name in parameter_shapes(CONFIG)}
     for name, parameter in model.named_parameters():
         wanted = parameter.detach()
         if name.endswith("norm.weight"):
@@ -104,13 +108,25 @@ def test_another_architecture_is_refused(tmp_path):
         config_from_gguf(GgufFile(tmp_path / "m.gguf"))
 
 
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [("attention.sliding_window", 0), ("embedding_length", "64"), ("rope.freq_base", -1.0)],
+)
+def test_metadata_that_no_model_can_have(key, value, tmp_path):
+    write_model(tmp_path / "m.gguf")
+    file = GgufFile(tmp_path / "m.gguf")
+    file.metadata[f"gemma3.{key}"] = value
+    with pytest.raises(CheckpointError, match=f"`gemma3.{key}` is {value}, a number above 0"):
+        config_from_gguf(file)
+
+
 def test_missing_and_misshapen_tensors_are_named(tmp_path):
     write_model(tmp_path / "m.gguf")
     file = GgufFile(tmp_path / "m.gguf")
     with pytest.raises(CheckpointError, match=r"blk.0.attn_q.weight.*shape"):
-        next(read_weights(file, replace(CONFIG, num_heads=8), torch.float32))
+        check_shapes(file, replace(CONFIG, num_heads=8))
     with pytest.raises(CheckpointError, match=r"blk.6.attn_norm.weight` is missing"):
-        next(read_weights(file, replace(CONFIG, num_layers=7), torch.float32))
+        check_shapes(file, replace(CONFIG, num_layers=7))
 
 
 @settings(max_examples=60, deadline=None)
@@ -139,7 +155,8 @@ def test_a_damaged_header_never_ends_in_a_traceback(place, byte, tmp_path_factor
     damaged.write_bytes(data)
     try:
         file = GgufFile(damaged)
-        next(read_weights(file, config_from_gguf(file), torch.float32))
+        check_shapes(file, config_from_gguf(file))
+        read_parameter(file, "embedding.weight", torch.float32)
     except CheckpointError as error:
         assert error.what
 

@@ -12,9 +12,9 @@ from gguf import GGMLQuantizationType as Kind
 from reduced_shapes import reduced
 
 from singalaut.errors import CheckpointError, RecipeError
-from singalaut.model import gguf_write
+from singalaut.model import gguf_stream
 from singalaut.model.gemma3 import Gemma3, initialise
-from singalaut.model.gguf import GgufFile, config_from_gguf, gguf_name, read_weights
+from singalaut.model.gguf import GgufFile, config_from_gguf, gguf_name, read_parameter
 from singalaut.model.gguf_write import FORMATS, tensor_format, write_gguf
 from singalaut.model.hf import parameter_shapes
 
@@ -42,9 +42,7 @@ def read(file):
     """Weights in float32 as our reader has them."""
     found = GgufFile(file)
     config = config_from_gguf(found)
-    return dict(
-        zip(parameter_shapes(config), read_weights(found, config, torch.float32), strict=True)
-    )
+    return {name: read_parameter(found, name, torch.float32) for name in parameter_shapes(config)}
 
 
 @pytest.mark.parametrize("quant", FORMATS)
@@ -149,7 +147,7 @@ def test_rounding_of_block_formats_is_bounded(quant, step, weights, tmp_path):
 
 def test_pieces_of_any_size_make_the_same_file(weights, tmp_path, monkeypatch):
     write(tmp_path / "whole.gguf", weights, "Q4_0")
-    monkeypatch.setattr(gguf_write, "CHUNK_ELEMENTS", 64 * 7)
+    monkeypatch.setattr(gguf_stream, "CHUNK_ELEMENTS", 64 * 7)
     write(tmp_path / "cut.gguf", weights, "Q4_0")
     assert (tmp_path / "whole.gguf").read_bytes() == (tmp_path / "cut.gguf").read_bytes()
 

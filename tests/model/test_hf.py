@@ -15,6 +15,7 @@ from singalaut.model.gemma3 import Gemma3, initialise
 from singalaut.model.hf import (
     config_from_hf,
     config_to_hf,
+    copy_companions,
     hf_name,
     load_model,
     read_config,
@@ -86,6 +87,25 @@ def test_shards_hold_the_same_model(saved, tmp_path, monkeypatch):
         load_model(tmp_path / "sharded")
 
 
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32])
+def test_every_float_is_read(dtype, saved, tmp_path):
+    model, folder = saved
+    state = {hf_name(n): p.detach().to(dtype) for n, p in model.named_parameters()}
+    specs = [TensorSpec(name, tuple(t.shape), dtype) for name, t in state.items()]
+    write_tensors(folder / "model.safetensors", specs, state.values())
+    again = load_model(folder)
+    for name, parameter in again.named_parameters():
+        assert torch.equal(parameter, state[hf_name(name)].float()), name
+    # a descendant of half precision is bfloat16: the network cannot run in the other
+    assert stored_dtype(folder) == (torch.float32 if dtype == torch.float32 else torch.bfloat16)
+
+
+def test_a_factor_without_linear_scaling_is_none():
+    raw = config_to_hf(reduced("1b"), torch.bfloat16)
+    raw["rope_parameters"]["full_attention"] |= {"factor": 8.0}
+    assert config_from_hf(raw, "x").rope_factor == 1.0
+
+
 def test_both_config_dialects_mean_the_same():
     for size in ("1b", "27b"):
         config = reduced(size)
@@ -96,6 +116,37 @@ def test_both_config_dialects_mean_the_same():
         legacy = ("rope_theta", "rope_local_base_freq", "rope_scaling", "sliding_window_pattern")
         new = {k: v for k, v in full.items() if k not in legacy}
         assert config_from_hf(old, "old") == config_from_hf(new, "new") == config
+
+
+@pytest.mark.parametrize("where", ["chat_template.jinja", "tokenizer_config.json", "nowhere"])
+def test_the_chat_template_is_copied_to_both_places(where, tmp_path):
+    source, target = tmp_path / "source", tmp_path / "target"
+    source.mkdir(), target.mkdir()
+    settings = {"bos_token": "<bos>"}
+    if where == "chat_template.jinja":
+        (source / where).write_text("{{ 'ที่' }}")
+    elif where == "tokenizer_config.json":
+        settings["chat_template"] = "{{ 'ที่' }}"
+    (source / "tokenizer_config.json").write_text(json.dumps(settings))
+    copy_companions(source, target)
+    found = json.loads((target / "tokenizer_config.json").read_text())
+    if where == "nowhere":
+        assert found == settings and not (target / "chat_template.jinja").exists()
+    else:
+        assert found == {"bos_token": "<bos>", "chat_template": "{{ 'ที่' }}"}
+        assert (target / "chat_template.jinja").read_text() == "{{ 'ที่' }}"
+
+
+def test_an_adapters_own_template_comes_first(tmp_path):
+    for name, place in (("base", "chat_template.jinja"), ("adapter", "tokenizer_config.json")):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "tokenizer_config.json").write_text("{}")
+        text = name if place.endswith("jinja") else json.dumps({"chat_template": name})
+        (tmp_path / name / place).write_text(text)
+    (tmp_path / "target").mkdir()
+    for name in ("base", "adapter"):
+        copy_companions(tmp_path / name, tmp_path / "target")
+    assert (tmp_path / "target" / "chat_template.jinja").read_text() == "adapter"
 
 
 def test_float16_is_refused(saved):
@@ -140,6 +191,23 @@ def test_a_missing_and_a_misshapen_tensor_are_named(saved):
         ({"final_logit_softcapping": 30.0}, "final_logit_softcapping"),
         ({"hidden_size": None}, "hidden_size"),
         ({"layer_types": ["full_attention", "full_attention", "sliding_attention"]}, "layer_types"),
+        ({"sliding_window": 0}, "`sliding_window` is 0, a whole number above 0"),
+        ({"sliding_window": "8"}, "`sliding_window` is '8'"),
+        ({"hidden_size": 2.5}, "`hidden_size` is 2.5, a whole number"),
+        ({"layer_types": [], "sliding_window_pattern": 0}, "`sliding_window_pattern` is 0"),
+        ({"sliding_window_pattern": 3}, "`sliding_window_pattern` is 3, but `layer_types` has"),
+        ({"rms_norm_eps": "x"}, "`rms_norm_eps` is 'x', a number above 0"),
+        ({"query_pre_attn_scalar": 0}, "`query_pre_attn_scalar` is 0"),
+        ({"num_key_value_heads": 3}, "`num_key_value_heads` 3 does not divide"),
+        ({"rope_theta": 5e5}, "`rope_theta` is 500000.0, but `rope_parameters` says 1000000.0"),
+        ({"rope_scaling": {"rope_type": "linear", "factor": 4.0}}, "`rope_scaling.factor` is 4.0"),
+        ({"rope_scaling": {"type": "yarn", "factor": 8.0}}, "RoPE of `rope_scaling` is .*yarn"),
+        ({"rope_parameters": {"rope_type": "linear"}}, "`rope_parameters` has no `full_att"),
+        ({"rope_parameters": [1]}, "`rope_parameters` has no|wrong kind of value"),
+        ({"rope_parameters": {"full_attention": 3}}, "wrong kind of value"),
+        ({"eos_token_id": []}, "`eos_token_id` is empty"),
+        ({"eos_token_id": [1, 10**6]}, "the token id 1000000 is not one of 300"),
+        ({"bos_token_id": "2"}, "the token id '2' is not one of 300"),
     ],
 )
 def test_configurations_that_cannot_be_run(change, message, saved):

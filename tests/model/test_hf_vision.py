@@ -221,6 +221,9 @@ def test_published_settings_leave_defaults_out(size, text):
         ("text_config", {"num_attention_heads": 6}, "`num_attention_heads × head_dim` is 96"),
         ("text_config", {"vocab_size": 519}, "`vocab_size` is 519"),
         (None, {"mm_tokens_per_image": 5}, "`mm_tokens_per_image` is 5"),
+        (None, {"mm_tokens_per_image": 0}, "`mm_tokens_per_image` is 0, a whole number"),
+        ("vision_config", {"image_size": "28"}, '`vision_config.image_size` is "28", a whole'),
+        ("vision_config", {"num_attention_heads": 0}, "`vision_config.num_attention_heads` is 0"),
     ],
 )
 def test_settings_that_contradict_the_weights_are_named(part, change, message, copied):

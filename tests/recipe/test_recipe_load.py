@@ -201,3 +201,19 @@ def test_plain_values_can_refer_to_the_models_they_are_given():
     assert parse_recipe(data, models=("one", "two")).stage[0].models[1].source == "two"
     with pytest.raises(RecipeError, match="names `two`"):
         parse_recipe(data, models=("one",))
+
+
+def test_a_recipe_may_start_from_several_models(recipe_file):
+    text = recipe_file.read_text()
+    assert text.count("[model]\n") == 1
+    recipe_file.write_text(text.replace("[model]\n", '[model]\nothers = { tuned = "x/y" }\n'))
+    recipe = load_recipe(recipe_file, ["merge.models.1.from=tuned"])
+    assert recipe.model.sources() == {"base": recipe.model.base, "tuned": "x/y"}
+    assert recipe.stage[1].models[1].source == "tuned"
+    for name in ("base", "sft", "a b"):
+        recipe_file.write_text(
+            text.replace("[model]\n", f'[model]\nothers = {{ "{name}" = "x/y" }}\n')
+        )
+        said = "two stages are named `sft`" if name == "sft" else "cannot be named"
+        with pytest.raises(RecipeError, match=said):
+            load_recipe(recipe_file)

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from singalaut.evals.config import EvaluateConfig
-from singalaut.merge.config import MergeConfig, MergeInput
+from singalaut.merge.config import Filtered, MergeConfig, MergeInput, Parameters
 from singalaut.publish.config import CardConfig
 from singalaut.recipe.lines import key_lines
 from singalaut.recipe.load import parse_recipe
@@ -35,18 +35,22 @@ sft = st.builds(
     learning_rate=st.floats(1e-12, 1.0),
     adapter=st.none() | adapters,
 )
+number = st.floats(allow_nan=False, allow_infinity=False)
+gradient = st.one_of(number, st.lists(number, min_size=1, max_size=3).map(tuple))
+filtered = st.builds(Filtered, filter=st.text(max_size=9), value=gradient)
+parameter = st.one_of(gradient, st.lists(filtered, min_size=1, max_size=2).map(tuple))
 merge = st.builds(
     MergeConfig,
     models=st.lists(
         st.builds(
             MergeInput,
             source=st.sampled_from(["base", "sft"]),
-            weight=st.floats(allow_nan=False, allow_infinity=False),
+            weight=parameter,
         ),
         min_size=1,
         max_size=3,
     ).map(tuple),
-    normalize=st.booleans(),
+    parameters=st.builds(Parameters, normalize=st.booleans(), density=parameter),
 )
 evaluate = st.builds(
     EvaluateConfig,

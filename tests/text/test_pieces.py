@@ -10,7 +10,8 @@ from pathlib import Path
 import pytest
 
 from singalaut.errors import CheckpointError
-from singalaut.text.pieces import Pieces, read_pieces, sentencepiece_pieces
+from singalaut.text.pieces import Pieces, read_pieces
+from singalaut.text.sentencepiece import sentencepiece_pieces
 from singalaut.text.tokenizer import Tokenizer
 
 SPACES = ["   ".join("ab"), "  theirs \n\n the", " " * 9 + "t"]

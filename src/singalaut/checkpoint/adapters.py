@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
@@ -29,8 +30,11 @@ def base_name(folder: Path) -> str | None:
         return None
 
 
-def merged_weights(base: Path, adapter: Path, config: Gemma3Config) -> Iterator[Tensor]:
-    """W + scale · B A of every parameter of `config`, in its order and in the dtype of W.
+@contextmanager
+def open_merged(
+    base: Path, adapter: Path, config: Gemma3Config
+) -> Iterator[Callable[[str], Tensor]]:
+    """A function from the name of a parameter to W + scale · B A, in the dtype of W.
 
     The sum is float32. Raises: CheckpointError for an adapter that is not plain LoRA on this base.
     """
@@ -40,11 +44,14 @@ def merged_weights(base: Path, adapter: Path, config: Gemma3Config) -> Iterator[
     weights, places = open_weights(base, config)
     with weights, TensorReader([adapter / WEIGHTS]) as updates:
         nested = is_nested(updates)
-        for name, place in places.items():
-            weight = weights.read(place)
+
+        def read(name: str) -> Tensor:
+            weight = weights.read(places[name])
             module = name.removesuffix(".weight")
-            if module in scales:
-                stem = peft_stem(module, nested=nested)
-                a, b = (updates.read(f"{stem}.lora_{x}.weight").float() for x in "AB")
-                weight = (weight.float() + scales[module] * (b @ a)).to(weight.dtype)
-            yield weight
+            if module not in scales:
+                return weight
+            stem = peft_stem(module, nested=nested)
+            a, b = (updates.read(f"{stem}.lora_{x}.weight").float() for x in "AB")
+            return (weight.float() + scales[module] * (b @ a)).to(weight.dtype)
+
+        yield read

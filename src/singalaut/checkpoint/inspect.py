@@ -1,48 +1,108 @@
-"""Facts about a checkpoint: sizes, dtypes, memory per context, tokenizer checks."""
+"""Facts about a checkpoint: sizes, dtypes, memory by context and batch, tokenizer checks."""
 
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from singalaut.model.config import Gemma3Config
+from singalaut.checkpoint.sources import beside, gguf_pieces
+from singalaut.model.config import Gemma3Config, VisionConfig
 from singalaut.model.gguf import GgufFile, config_from_gguf
 from singalaut.model.hf import open_weights, read_config
+from singalaut.model.mmproj import is_mmproj, read_vision_config
+from singalaut.text.template import read_template
 from singalaut.text.tokenizer import Tokenizer
+from singalaut.text.vocabulary import END_OF_TURN, NAMES
 
 CONTEXTS = (2_048, 8_192, 32_768, 131_072)
-CACHE_BYTES = 2  # of an entry in bfloat16
+BATCHES = (1, 8, 32)
+NUMBER_BYTES = 2  # of a weight or a cache entry in bfloat16
 
 
 def inspect(source: Path) -> dict[str, Any]:
     """What a GGUF file or a Hugging Face directory holds; reads headers only."""
-    facts: dict[str, Any]
-    if source.is_file():
-        gguf = GgufFile(source)
-        config = config_from_gguf(gguf)
-        from gguf import GGMLQuantizationType
-
-        tensors = gguf.tensors.values()
-        facts = {"format": "gguf", "files": 1, "bytes": source.stat().st_size}
-        dtypes = Counter(GGMLQuantizationType(t.type).name for t in tensors)
-        tokenizer: dict[str, Any] = {"vocabulary": len(gguf.metadata["tokenizer.ggml.tokens"])}
-    else:
-        config = read_config(source)
-        reader, places = open_weights(source, config)
-        with reader:
-            weights = {reader.file(place) for place in places.values()}
-            dtypes = Counter(reader.dtype(place) for place in places.values())
-        size = sum(file.stat().st_size for file in weights)
-        facts = {"format": "safetensors", "files": len(weights), "bytes": size}
-        tokenizer = _tokenizer_facts(source, config)
+    if source.is_dir():
+        return _directory_facts(source)
+    file = GgufFile(source)
+    if is_mmproj(file):
+        vision = read_vision_config(file)
+        width = int(file.metadata.get("clip.vision.projection_dim", 0))
+        return {**_gguf_facts(file), **_vision_facts(vision, width), "text_hidden_size": width}
+    config = config_from_gguf(file)
     return {
-        **facts,
+        **_gguf_facts(file),
+        **_shape_facts(config),
+        "tokenizer": _gguf_tokenizer_facts(file, config),
+        "projector_file": found.name if (found := beside(source)) else None,
+    }
+
+
+def memory_rows(
+    config: Gemma3Config, contexts: Sequence[int] = CONTEXTS, batches: Sequence[int] = BATCHES
+) -> list[dict[str, int | float]]:
+    """Memory in bfloat16 by context: of one sequence's cache, and in all by sequences at once.
+
+    All is weights and caches, each sequence as long as the context; activations come on top.
+    """
+    fitting = [context for context in contexts if context <= config.max_positions]
+    weights = NUMBER_BYTES * (config.num_parameters + config.num_vision_parameters)
+    rows = []
+    for context in fitting or [config.max_positions]:
+        cache = cache_bytes(config, context)
+        row: dict[str, int | float] = {
+            "context_tokens": context,
+            "cache_mib": round(cache / 2**20, 1),
+        }
+        for batch in batches:
+            row[f"batch_{batch}_gib"] = round((weights + batch * cache) / 2**30, 2)
+        rows.append(row)
+    return rows
+
+
+def cache_bytes(config: Gemma3Config, context: int) -> int:
+    """Bytes of keys and values of one sequence; window layers keep at most their window."""
+    per_token = 2 * config.num_kv_heads * config.head_dim * NUMBER_BYTES
+    num_global = sum(config.is_global(i) for i in range(config.num_layers))
+    kept = num_global * context + (config.num_layers - num_global) * min(context, config.window)
+    return per_token * kept
+
+
+def _directory_facts(folder: Path) -> dict[str, Any]:
+    config = read_config(folder)
+    reader, places = open_weights(folder, config)
+    with reader:
+        weights = {reader.file(place) for place in places.values()}
+        dtypes = Counter(reader.dtype(place) for place in places.values())
+    return {
+        "format": "safetensors",
+        "files": len(weights),
+        "bytes": sum(file.stat().st_size for file in weights),
+        "dtypes": dict(dtypes.most_common()),
+        **_shape_facts(config),
+        "tokenizer": _tokenizer_facts(folder, config),
+    }
+
+
+def _gguf_facts(file: GgufFile) -> dict[str, Any]:
+    from gguf import GGMLQuantizationType
+
+    dtypes = Counter(GGMLQuantizationType(t.type).name for t in file.tensors.values())
+    return {
+        "format": "gguf",
+        "files": 1,
+        "bytes": file.path.stat().st_size,
+        "dtypes": dict(dtypes.most_common()),
+    }
+
+
+def _shape_facts(config: Gemma3Config) -> dict[str, Any]:
+    return {
         "size": config.size_name,
         "parameters": config.num_parameters,
-        **_vision_facts(config),
+        **(_vision_facts(config.vision, config.hidden_size) if config.vision else {}),
         "embedding_parameters": config.vocab_size * config.hidden_size,
-        "dtypes": dict(dtypes.most_common()),
         "layers": config.num_layers,
         "hidden_size": config.hidden_size,
         "heads": f"{config.num_heads} query, {config.num_kv_heads} key, width {config.head_dim}",
@@ -50,32 +110,17 @@ def inspect(source: Path) -> dict[str, Any]:
         "context_tokens": config.max_positions,
         "rope_factor": config.rope_factor,
         "vocabulary_rows": config.vocab_size,
-        "cache_mib_bfloat16": {
-            str(context): round(cache_bytes(config, context) / 2**20, 1)
-            for context in CONTEXTS
-            if context <= config.max_positions
-        },
-        "tokenizer": tokenizer,
+        "memory_bfloat16": memory_rows(config),
     }
 
 
-def cache_bytes(config: Gemma3Config, context: int) -> int:
-    """Bytes of keys and values of one sequence; window layers keep at most their window."""
-    per_token = 2 * config.num_kv_heads * config.head_dim * CACHE_BYTES
-    num_global = sum(config.is_global(i) for i in range(config.num_layers))
-    kept = num_global * context + (config.num_layers - num_global) * min(context, config.window)
-    return per_token * kept
-
-
-def _vision_facts(config: Gemma3Config) -> dict[str, Any]:
-    """Of a model that sees; `parameters` are those of its text decoder."""
-    if config.vision is None:
-        return {}
+def _vision_facts(vision: VisionConfig, text_width: int) -> dict[str, Any]:
+    """Of a vision part; `parameters` are those of the text decoder."""
     return {
-        "vision_parameters": config.vision.num_parameters,
-        "projector_parameters": config.num_vision_parameters - config.vision.num_parameters,
-        "image_pixels": f"{config.vision.image_size} × {config.vision.image_size}",
-        "tokens_per_image": config.vision.image_tokens,
+        "vision_parameters": vision.num_parameters,
+        "projector_parameters": vision.hidden_size * (text_width + 1),
+        "image_pixels": f"{vision.image_size} × {vision.image_size}",
+        "tokens_per_image": vision.image_tokens,
     }
 
 
@@ -86,4 +131,25 @@ def _tokenizer_facts(folder: Path, config: Gemma3Config) -> dict[str, Any]:
         "rows_beyond_vocabulary": config.vocab_size - tokenizer.vocab_size,
         "bos_agrees": tokenizer.bos_id == config.bos_id,
         "stops_at_end_of_turn": tokenizer.end_of_turn_id in config.eos_ids,
+        **_image_token_facts(config, tokenizer.image_ids),
+        "chat_template": read_template(folder) is not None,
     }
+
+
+def _gguf_tokenizer_facts(file: GgufFile, config: Gemma3Config) -> dict[str, Any]:
+    tokens = gguf_pieces(file).tokens
+    ids = {token: index for index, token in enumerate(tokens)}
+    return {
+        "vocabulary": len(tokens),
+        "rows_beyond_vocabulary": config.vocab_size - len(tokens),
+        "bos_agrees": ids.get(NAMES["bos_token"]) == config.bos_id,
+        "stops_at_end_of_turn": ids.get(END_OF_TURN) in config.eos_ids,
+        "chat_template": "tokenizer.chat_template" in file.metadata,
+    }
+
+
+def _image_token_facts(config: Gemma3Config, found: tuple[int, int, int] | None) -> dict[str, bool]:
+    if config.vision is None:
+        return {}
+    vision = config.vision
+    return {"image_tokens_agree": found == (vision.start_id, vision.end_id, vision.image_id)}

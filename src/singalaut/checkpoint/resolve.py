@@ -20,7 +20,7 @@ from singalaut.errors import CheckpointError, MachineError, RecipeError, from_os
 log = logging.getLogger("singalaut")
 HUB_ID = re.compile(r"([\w.-]+/[\w.-]+?)(?:@([\w./-]+))?")
 HUB_FILES = ("*.json", "*.safetensors", "*.jinja", "tokenizer.model", "LICENSE*", "NOTICE*")
-CONVERTER = 1  # raised when the same file would be converted to something else
+CONVERTER = 2  # raised when the same file would be converted to something else
 DEMO_SHA256 = "a5fd3b62230aa5ec60212297dc9d20eaa70578ac519e00d93a17e44c087a6818"
 
 
@@ -111,7 +111,10 @@ def _demo_folder(name: str) -> Path:
 
 
 def _gguf_folder(path: Path) -> Path:
-    return home() / "models" / f"{path.stem}-{hash_file(path)[:16]}-v{CONVERTER}"
+    """Where a GGUF file lies once converted, with the projector file beside it if it has one."""
+    files = [path, path.with_name(f"mmproj-{path.name}")]
+    hashes = "-".join(hash_file(file)[:16] for file in files if file.is_file())
+    return home() / "models" / f"{path.stem}-{hashes}-v{CONVERTER}"
 
 
 def _once(folder: Path, make: Callable[[Path], None]) -> Path:
@@ -160,9 +163,9 @@ def _make_demo(name: str, folder: Path) -> None:
 
 
 def _convert(file: Path, folder: Path) -> None:
-    from singalaut.checkpoint.convert import convert_gguf  # torch; names resolve without it
+    from singalaut.checkpoint.convert import write_directory  # torch; names resolve without it
 
-    convert_gguf(file, folder, None)
+    write_directory(file, folder)
 
 
 def _from_hub(repository: str, revision: str | None) -> Path:

@@ -13,7 +13,7 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperGroup
 
-from singalaut.cli import doctor, evaluation, models, recipes, stages, talk
+from singalaut.cli import doctor, evaluation, merging, models, recipes, stages, talk
 from singalaut.cli.logs import start_logging
 
 STOPPED = "stopped; finished stages and checkpoints are kept, run the same command to go on"
@@ -22,6 +22,11 @@ EXIT_STOPPED = 130  # 128 + SIGINT, as shells count
 
 class Commands(TyperGroup):
     """The group of all commands; an error in any of them ends here."""
+
+    def resolve_command(self, ctx: Any, args: list[str]) -> Any:
+        if args[:2] == ["merge", "search"]:  # a command of two words, beside `merge MODEL…`
+            args = ["merge search", *args[2:]]
+        return super().resolve_command(ctx, args)
 
     def invoke(self, ctx: Any) -> Any:
         try:
@@ -100,7 +105,8 @@ recipe_app.command("show")(recipes.show)
 app.add_typer(recipe_app, name="recipe")
 app.command("status")(recipes.status)
 app.command("sft")(stages.sft)
-app.command("merge")(stages.merge)
+app.command("merge")(merging.merge)
+app.command("merge search")(merging.merge_search)
 app.add_typer(evaluation.eval_app, name="eval")
 app.command("generate")(talk.generate)
 app.command("chat")(talk.chat)

@@ -21,19 +21,31 @@ def convert(
         str | None, typer.Option(help="GGUF: F32, F16, BF16, Q8_0, Q4_0, Q4_K_M, Q5_K_M, Q6_K …")
     ] = None,
     base: Annotated[str | None, typer.Option(help="The model that an adapter belongs to.")] = None,
+    mmproj: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE", help="The vision part of a GGUF file  [mmproj-SOURCE beside it]"
+        ),
+    ] = None,
 ) -> None:
-    """Write a model as a Hugging Face directory or a GGUF file; prints its path."""
+    """Write a model as a Hugging Face directory or a GGUF file; prints what was written.
+
+    The vision part of a model goes to `mmproj-OUTPUT`, a GGUF file of its own, as llama.cpp has it;
+    an OUTPUT named `mmproj….gguf` is that part alone.
+    """
     from singalaut.checkpoint.convert import convert as convert_model
 
     base_folder = None if base is None else open_named(base)
-    convert_model(_checkpoint(source), output, dtype=dtype, quant=quant, base=base_folder)
-    print(output)
+    written = convert_model(
+        _checkpoint(source), output, dtype=dtype, quant=quant, base=base_folder, mmproj=mmproj
+    )
+    print(*written, sep="\n")
 
 
 def inspect(
     source: Annotated[str, typer.Argument(help=NAMED_HELP)], as_json: JsonOption = False
 ) -> None:
-    """Print what a model is: shape, size, dtype, files."""
+    """Print what a model is: shape, size, dtypes, memory by context and batch, tokenizer checks."""
     from singalaut.checkpoint.inspect import inspect as inspect_model
     from singalaut.cli.show import as_json as json_text
     from singalaut.cli.show import table
@@ -41,8 +53,12 @@ def inspect(
     facts = inspect_model(_checkpoint(source))
     if as_json:
         print(json_text(facts))
-    else:
-        print(table([{"what": name, "value": _plain(value)} for name, value in facts.items()]))
+        return
+    memory = facts.pop("memory_bfloat16", [])
+    print(table([{"what": name, "value": _plain(value)} for name, value in facts.items()]))
+    if memory:
+        print("\nmemory in bfloat16, weights and cache; activations come on top")
+        print(table(memory))
 
 
 def _checkpoint(source: str) -> Path:
@@ -64,6 +80,9 @@ def open_named(source: str) -> Path:
 
 
 def _plain(value: object) -> str:
+    """A value in one line of a table."""
+    if value is None:
+        return "none"
     if isinstance(value, dict):
         return ", ".join(f"{key} {item}" for key, item in value.items())
     return ", ".join(map(str, value)) if isinstance(value, list | tuple) else str(value)

@@ -1,4 +1,4 @@
-"""Commands that run one stage, of a recipe or from options: sft and merge; `eval` uses them too.
+"""Commands that run one stage, of a recipe or from options: sft; and what `merge`, `eval` share.
 
 Options make a recipe of one stage, so that both ways run the same code and give the same artifact.
 """
@@ -16,6 +16,7 @@ from singalaut.cli.recipes import SetOption
 if TYPE_CHECKING:
     from singalaut.artifact import Artifact
     from singalaut.recipe.lines import KeyPath
+    from singalaut.recipe.schema import Recipe
 
 MODEL_HELP = "A model directory, a stage's folder, a hub id, a GGUF file or `demo:gemma-3-270m`."
 NAMED_HELP = MODEL_HELP[:-1] + "; or RECIPE.toml:STAGE."
@@ -65,31 +66,6 @@ def sft(
     flags = {"--model": model, "--seed": seed, "--output": output}
     models = {} if model is None else {"base": model}
     made = run_stage("sft", recipe, stage, overrides, settings, models, flags)
-    print(shown(made.path))
-
-
-def merge(
-    sources: Annotated[
-        list[str] | None,
-        typer.Argument(metavar="MODEL:WEIGHT", help="Models with their shares."),
-    ] = None,
-    recipe: RecipeOption = None,
-    stage: StageOption = None,
-    overrides: SetOption = [],  # noqa: B006 - typer copies it
-    seed: SeedOption = None,
-    output: OutputOption = None,
-) -> None:
-    """Combine models into one; prints the folder of the result."""
-    from singalaut.recipe.plan import shown
-
-    weighted = [_weighted(source) for source in sources or ()]
-    models = labelled("merge", [name for name, _ in weighted])
-    entries = [
-        {"from": label, "weight": weight}
-        for label, (_, weight) in zip(models, weighted, strict=True)
-    ]
-    flags = {"--seed": seed, "--output": output}
-    made = run_stage("merge", recipe, stage, overrides, {"models": entries}, models, flags)
     print(shown(made.path))
 
 
@@ -146,9 +122,41 @@ def _run_from_options(
     models: Mapping[str, str],
     flags: Mapping[str, Any],
 ) -> Artifact:
+    from singalaut.recipe.run import run_one_stage
+
+    recipe, models = _recipe(kind, overrides, settings, models, flags)
+    name = recipe.stage[0].name
+    return run_one_stage(recipe, name, Path(), models=models, root=Path(recipe.output))
+
+
+def as_recipe(
+    kind: str,
+    overrides: Sequence[str],
+    settings: Mapping[str, Any],
+    models: Mapping[str, str],
+    flags: Mapping[str, Any],
+) -> str:
+    """What the options describe, as a recipe."""
+    from singalaut.recipe.write import recipe_toml
+
+    recipe, models = _recipe(kind, overrides, settings, models, flags)
+    if recipe.model is not None:
+        base = models.pop("base", recipe.model.base)
+        model = recipe.model.model_copy(update={"base": base, "others": models})
+        recipe = recipe.model_copy(update={"model": model})
+    return recipe_toml(recipe)
+
+
+def _recipe(
+    kind: str,
+    overrides: Sequence[str],
+    settings: Mapping[str, Any],
+    models: Mapping[str, str],
+    flags: Mapping[str, Any],
+) -> tuple[Recipe, dict[str, str]]:
+    """A recipe of one stage, and the models behind the names in it."""
     from singalaut.errors import RecipeError
     from singalaut.recipe.load import parse_recipe
-    from singalaut.recipe.run import run_one_stage
 
     models = {label: _stage_output(source) for label, source in models.items()}
     elsewhere = settings.get("endpoints") or settings.get("recorded")
@@ -156,7 +164,8 @@ def _run_from_options(
         if kind == "evaluate":
             hint = "name one with `--model`, `--endpoint` or `--recorded`"
             raise RecipeError("nothing to evaluate", hint=f"{hint}; see `singalaut eval --help`")
-        raise RecipeError("no model is given", hint=f"see `singalaut {kind} --help`")
+        command = {"merge_search": "merge search"}.get(kind, kind)
+        raise RecipeError("no model is given", hint=f"see `singalaut {command} --help`")
     given = {name: value for name, value in settings.items() if value not in (None, [])}
     if elsewhere:
         given.setdefault("models", [])
@@ -170,9 +179,7 @@ def _run_from_options(
         data["model"] = {"base": next(iter(models.values()))}
     places: dict[KeyPath, str] = {("stage", 0, name): _flag(name) for name in settings}
     places[("seed",)] = "--seed"
-    recipe = parse_recipe(data, overrides, places=places, models=models)
-    name = recipe.stage[0].name
-    return run_one_stage(recipe, name, Path(), models=models, root=Path(recipe.output))
+    return parse_recipe(data, overrides, places=places, models=models), dict(models)
 
 
 def _stage_output(source: str) -> str:
@@ -186,15 +193,6 @@ def _stage_output(source: str) -> str:
 def _flag(setting: str) -> str:
     """How the command line calls a setting of a stage."""
     return OWN_FLAGS.get(setting, f"--{setting.replace('_', '-')}")
-
-
-def _weighted(source: str) -> tuple[str, float]:
-    """`MODEL:0.8` as the model and its share; a name may have colons of its own."""
-    name, _, weight = source.rpartition(":")
-    try:
-        return (name, float(weight)) if name else (source, 1.0)
-    except ValueError:
-        return source, 1.0
 
 
 def labelled(kind: str, sources: Sequence[str]) -> dict[str, str]:

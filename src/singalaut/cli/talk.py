@@ -35,6 +35,9 @@ def generate(
     image: Annotated[
         list[Path], typer.Option(metavar="FILE", help="An image that every prompt is about.")
     ] = [],  # noqa: B006 - typer copies it
+    pan_and_scan: Annotated[
+        bool, typer.Option("--pan-and-scan", help="Add crops of images that are not nearly square.")
+    ] = False,
     stream: Annotated[
         bool, typer.Option("--stream", help="Show several answers one by one, as they are written.")
     ] = False,
@@ -49,7 +52,7 @@ def generate(
     if not prompts:
         raise RequestError("no prompt is given", hint='as in `singalaut generate --model M "…"`')
     sampling = SamplingParams(max_tokens=max_tokens, temperature=temperature, seed=seed)
-    sampler = _open(model, min(len(prompts), LARGEST_BATCH))
+    sampler = _open(model, min(len(prompts), LARGEST_BATCH), pan_and_scan)
     if stream and not as_json:
         for prompt in prompts:
             print(f"> {prompt}", flush=True)
@@ -110,11 +113,11 @@ def converse(sampler: Sampler, sampling: SamplingParams) -> list[Message]:
     return messages
 
 
-def _open(model: str, batch_size: int) -> Sampler:
+def _open(model: str, batch_size: int, pan_and_scan: bool = False) -> Sampler:
     from singalaut.cli.models import open_named
     from singalaut.generate.engine import open_engine
 
-    return open_engine(open_named(model), batch_size)
+    return open_engine(open_named(model), batch_size, pan_and_scan=pan_and_scan)
 
 
 async def _stream(sampler: Sampler, request: Request, pieces: list[str]) -> None:

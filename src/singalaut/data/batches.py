@@ -11,16 +11,19 @@ from collections import Counter
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from singalaut.contracts import derive
+from singalaut.contracts import Sample, derive
 from singalaut.data.config import DataSource
 from singalaut.data.sources import read_samples
 from singalaut.errors import DataError
+
+if TYPE_CHECKING:
+    from singalaut.text.parts import ImageTokens
 
 log = logging.getLogger("singalaut")
 
@@ -33,15 +36,21 @@ class Example:
     mask: np.ndarray
     language: str
     source: int  # index of the file it came from
+    name: str = ""
+    pictures: tuple[bytes | str | Path, ...] = ()
 
 
 @dataclass(frozen=True)
 class Micro:
-    """Conversations laid end to end in one row, to be run in one forward pass."""
+    """Conversations laid end to end in one row, to be run in one forward pass.
+
+    `pictures` are in the order of their tokens: bytes of files, `data:` URIs or paths.
+    """
 
     tokens: Tensor  # [1, T]
     mask: Tensor  # [1, T]
     lengths: tuple[int, ...]
+    pictures: tuple[bytes | str | Path, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -91,11 +100,17 @@ class TrainingData:
 
 
 def load_training_data(
-    files: list[Path], sources: tuple[DataSource, ...], model: Path, max_tokens: int
+    files: list[Path],
+    sources: tuple[DataSource, ...],
+    model: Path,
+    max_tokens: int,
+    image_tokens: int | None = None,
 ) -> TrainingData:
-    """Read and tokenise the sources with the tokenizer and chat template of a model directory."""
+    """Read and tokenise the sources with the tokenizer and chat template of a model directory.
+
+    `image_tokens` is how many tokens a picture takes, None for a model that cannot see.
+    """
     from singalaut.text.chat import ChatFormat
-    from singalaut.text.parts import image_sources
     from singalaut.text.tokenizer import Tokenizer
 
     tokenizer = Tokenizer.load(model)
@@ -103,23 +118,19 @@ def load_training_data(
     examples, too_long, origins = [], 0, Counter[tuple[str, str, str]]()
     for number, (file, source) in enumerate(zip(files, sources, strict=True)):
         for sample in read_samples(file, source.language):
+            name = f"{file}, row {sample.id}"
             try:
-                if image_sources(sample.messages):
-                    raise DataError(
-                        "the conversation has images; training takes text only",
-                        hint="remove the images or the row",
-                    )
-                tokens, mask = chat.encode_with_mask(sample.messages)
+                pictures, images = _pictures(sample, image_tokens)
+                tokens, mask = chat.encode_with_mask(sample.messages, images=images)
             except DataError as error:
-                raise DataError(
-                    error.what, where=f"{file}, row {sample.id}", hint=error.hint
-                ) from error
+                raise DataError(error.what, where=name, hint=error.hint) from error
             if len(tokens) > max_tokens:
                 too_long += 1
                 continue
             language = sample.language or "unknown"
             origins[sample.source or file.stem, language, sample.licence or "not stated"] += 1
-            examples.append(Example(np.array(tokens), np.array(mask), language, number))
+            example = Example(np.array(tokens), np.array(mask), language, number, name, pictures)
+            examples.append(example)
     if not examples:
         raise DataError(
             f"every conversation is longer than {max_tokens} tokens", hint="raise `max_tokens`"
@@ -132,6 +143,29 @@ def load_training_data(
     ]
     weights = tuple(source.weight for source in sources)
     return TrainingData(examples, weights, tokenizer.end_of_turn_id, provenance)
+
+
+def _pictures(
+    sample: Sample, image_tokens: int | None
+) -> tuple[tuple[bytes | str | Path, ...], ImageTokens | None]:
+    """The pictures of a conversation in order, and how they become tokens."""
+    from singalaut.text.parts import ImageTokens, image_sources
+
+    found = image_sources(sample.messages)
+    if not found:
+        return (), None
+    if image_tokens is None:
+        raise DataError(
+            f"the model is text-only, but the conversation has images ({len(found)})",
+            hint="tune a model that sees (Gemma 3 4B, 12B or 27B), or remove the images or the row",
+        )
+    pictures = tuple(source for source in found if source is not None)
+    if len(pictures) < len(found):
+        raise DataError(
+            "an image part without an image",
+            hint='add it as "image": the name of a file beside the rows, or a `data:` URI',
+        )
+    return pictures, ImageTokens((0,) * len(found), image_tokens)
 
 
 def micro_batches(batch: list[Example], max_tokens: int) -> list[Micro]:
@@ -157,4 +191,5 @@ def _lay_out(row: list[Example]) -> Micro:
         torch.from_numpy(np.concatenate([e.tokens for e in row]))[None],
         torch.from_numpy(np.concatenate(masks))[None],
         tuple(len(e.tokens) for e in row),
+        tuple(picture for e in row for picture in e.pictures),
     )

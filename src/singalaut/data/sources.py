@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from singalaut.contracts import ROLES, Message, Sample
+from singalaut.data.pictures import with_files
 from singalaut.errors import DataError, from_os_error
 
 
@@ -51,7 +52,7 @@ def _sample(line: bytes, path: Path, number: int, language: str | None) -> Sampl
             where=where,
             hint='write {"messages": [{"role": "user", "content": "…"}, …]}',
         )
-    messages = [_message(turn, where) for turn in row["messages"]]
+    messages = [_message(turn, path.parent, where) for turn in row["messages"]]
     if not any(message.role == "assistant" for message in messages):
         raise DataError(
             "the conversation has no assistant turn, so there is nothing to learn from it",
@@ -82,7 +83,7 @@ def _text(row: dict[str, Any], key: str, where: str) -> str | None:
     return value
 
 
-def _message(turn: Any, where: str) -> Message:
+def _message(turn: Any, folder: Path, where: str) -> Message:
     if not isinstance(turn, dict) or turn.get("role") not in ROLES:
         found = turn.get("role") if isinstance(turn, dict) else turn
         raise DataError(
@@ -93,6 +94,8 @@ def _message(turn: Any, where: str) -> Message:
         content = ""
     if not isinstance(content, str | list):
         raise DataError(f"the {turn['role']} message has no text in `content`", where=where)
+    if isinstance(content, list):
+        content = with_files(content, folder, where)
     return Message(
         turn["role"], content, turn.get("tool_calls"), turn.get("tool_call_id"), turn.get("name")
     )

@@ -93,8 +93,8 @@ class EvaluateConfig(StageSettings):
     """Only the first rows of each task and language."""
     temperature: float | None = Field(None, ge=0)
     """0 is greedy; unset takes the model's own settings, or the profile's."""
-    batch_size: int = Field(16, ge=1)
-    """Answers generated at once."""
+    batch_size: int | None = Field(None, ge=1)
+    """Answers generated at once; unset takes what suits the device."""
     judge: JudgeConfig | None = None
     """Who compares conversations; without one they are not scored."""
     metricx: str = ""

@@ -57,6 +57,17 @@ class Answer:
         return len(self.tokens) - self.num_prompt
 
     @property
+    def needs_tokens(self) -> bool:
+        """Whether the next token cannot be sampled before the last one is known here."""
+        params = self.request.sampling
+        return bool(
+            self.mask is not None
+            or params.repetition_penalty != 1
+            or params.presence_penalty
+            or params.frequency_penalty
+        )
+
+    @property
     def place(self) -> int:
         """The place in the answer of the newest token under way."""
         return self.num_written + self.under_way - 1

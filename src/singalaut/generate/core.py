@@ -8,6 +8,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Iterable
+from typing import TYPE_CHECKING
 
 import torch
 
@@ -21,6 +22,9 @@ from singalaut.generate.scheduler import Scheduler
 from singalaut.model.gemma3 import Gemma3
 from singalaut.model.paged import KINDS, Kind, PagedCache
 from singalaut.text.tokenizer import Tokenizer
+
+if TYPE_CHECKING:
+    from singalaut.generate.fast import FastRunner, Launched
 
 log = logging.getLogger("singalaut")
 SUMS = ("preemptions", "shared_tokens", "prompt_tokens")
@@ -40,7 +44,7 @@ class Core:
         self.device, self.dtype = model.embedding.weight.device, model.embedding.weight.dtype
         self.images = ImageEmbeddings(model)
         self._cache_bytes = cache_bytes
-        self._pending: Outcome | None = None
+        self._pending: Outcome | Launched | None = None
         self._counts = dict.fromkeys(("answers", "generated_tokens", "steps"), 0)
         self._sums = dict.fromkeys(SUMS, 0)  # of schedulers before this one
         self._seconds = 0.0
@@ -72,6 +76,8 @@ class Core:
         """Plan and run one step; its tokens, or those of the step before it, reach the answers."""
         begin = time.monotonic()
         self.wake()
+        if self._waits_for_tokens():
+            self.flush()
         self.end(self.scheduler.ended())
         step = self.scheduler.plan()
         try:
@@ -81,11 +87,15 @@ class Core:
             self._shrink(error)
             return
         self._counts["steps"] += bool(step)
-        if self.runner.keeps_ahead and not any(a.mask for a in self.scheduler.running):
+        if self.runner.keeps_ahead:
             self._pending, launched = launched, self._pending
         if launched is not None:
             self._commit(launched.wait())
         self._seconds += time.monotonic() - begin
+
+    def _waits_for_tokens(self) -> bool:
+        """Whether an answer must hear of its last token before the next step."""
+        return self._pending is not None and any(a.needs_tokens for a in self._pending.answers)
 
     def flush(self) -> None:
         """Wait for the step under way."""
@@ -167,9 +177,12 @@ class Core:
         for answer in waiting:
             self.scheduler.add(answer)
         image_id = self.tokenizer.image_ids[2] if self.tokenizer.image_ids else None
-        self.runner = PlainRunner(
-            self.model, self.images, self.cache, tables, self.tokenizer.vocab_size, image_id
-        )
+        parts = (self.model, self.images, self.cache, tables, self.tokenizer.vocab_size, image_id)
+        self.runner: PlainRunner | FastRunner = PlainRunner(*parts)
+        if self.device.type == "cuda":
+            from singalaut.generate.fast import FastRunner  # Triton is there where CUDA is
+
+            self.runner = FastRunner(*parts)
 
     def _close(self) -> None:
         for name in SUMS:

@@ -95,7 +95,7 @@ class PagePool:
 class PageTables:
     """The pages of the sequences in `slots`, and how they grow, slide and share.
 
-    `tables[kind][slot]` has the page of each 16 tokens; window pages left of the window are given
+    `tables[kind][slot]` has the page of each 32 tokens; window pages left of the window are given
     back and their entries are stale. `changes` lists what was written since it was last cleared.
     """
 

@@ -43,6 +43,20 @@ class Outcome:
         logprobs = None if sampled.logprobs is None else sampled.logprobs.tolist()
         return cls(answers, sampled.tokens.tolist(), logprobs, top, sampled.bad.tolist())
 
+    @classmethod
+    def joined(cls, parts: Sequence[Outcome]) -> Outcome:
+        """The outcomes of several groups of rows as one."""
+        rows = [len(part.answers) for part in parts]
+        top = [part.top or [{} for _ in range(n)] for part, n in zip(parts, rows, strict=True)]
+        logs = [part.logprobs or [0.0] * n for part, n in zip(parts, rows, strict=True)]
+        return cls(
+            [answer for part in parts for answer in part.answers],
+            [token for part in parts for token in part.tokens],
+            [value for part in logs for value in part],
+            [values for part in top for values in part],
+            [bad for part in parts for bad in part.bad],
+        )
+
     def wait(self) -> Outcome:
         """What has been computed already is there at once."""
         return self

@@ -184,7 +184,9 @@ def change_logits(logits: Float[Tensor, " V"], answer: Answer) -> None:
         biased = torch.tensor(list(params.logit_bias), device=logits.device)
         logits[biased] += torch.tensor(list(params.logit_bias.values())).to(logits)
     if answer.place < params.min_tokens:
-        logits[torch.tensor(sorted(answer.stop_ids), device=logits.device)] = float("-inf")
+        logits[torch.tensor(sorted(answer.stop_ids), dtype=torch.int64, device=logits.device)] = (
+            float("-inf")
+        )
     if answer.mask is not None and (allowed := answer.mask.allowed()) is not None:
         bits = np.unpackbits(np.frombuffer(allowed, np.uint8), bitorder="little")[: len(logits)]
         hidden = np.ones(len(logits), dtype=bool)

@@ -3,14 +3,15 @@
 The network hands queries, keys and values of one layer to an `AttentionPlan`; the plan knows
 how the tokens lie (whole rows here, packed documents here, cached rows in `cache.py`).
 `visible` is the one definition of the mask; every plan must agree with it. Tokens of one image
-see each other both ways; which they are is told by groups, from `image_groups`.
+see each other both ways; which they are is told by groups, from `image_groups`. Kernels of CUDA
+devices are `flash.py`'s work.
 
 Shapes: B batch, T queries, S keys, H query heads, K key heads, D head width.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Protocol
 
 import torch
@@ -18,7 +19,13 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 
-from singalaut.model.flash import can_flash, flash_attention
+from singalaut.model.flash import (
+    ImageRuns,
+    Spans,
+    can_flash,
+    flash_attention,
+    packed_flash_attention,
+)
 
 ONE_MASK_TOKENS = 2048  # up to here one mask over the whole sequence is cheaper than many blocks
 
@@ -43,19 +50,25 @@ def visible(
     query_positions: Int[Tensor, " T"],
     key_positions: Int[Tensor, " S"],
     window: int | None,
-    images: Int[Tensor, " P"] | None = None,
-) -> Bool[Tensor, "T S"]:
+    images: Int[Tensor, "*B P"] | None = None,
+    documents: Int[Tensor, " P"] | None = None,
+) -> Bool[Tensor, "*B T S"]:
     """True where query t sees key s: not after it, or in the same image; and within the window.
 
     The window hides keys that are `window` or more before the query, also in an image. `images`
-    has the image of the token at each position, -1 for text.
+    has the image of the token at each position, -1 for text; `documents` the document, outside
+    which nothing is seen.
     """
     distance = query_positions[:, None] - key_positions[None, :]
     seen = distance >= 0
     if images is not None:
-        query_images, key_images = images[query_positions, None], images[None, key_positions]
-        seen |= (query_images == key_images) & (query_images >= 0)
-    return seen if window is None else seen & (distance < window)
+        of_queries, of_keys = images[..., query_positions, None], images[..., None, key_positions]
+        seen = seen | ((of_queries == of_keys) & (of_queries >= 0))
+    if window is not None:
+        seen = seen & (distance < window)
+    if documents is None:
+        return seen
+    return seen & (documents[query_positions, None] == documents[None, key_positions])
 
 
 def image_groups(tokens: Int[Tensor, "B T"], image_id: int) -> Int[Tensor, "B T"]:
@@ -81,6 +94,8 @@ class Dense:
         scale: float,
         window: int | None,
     ) -> Float[Tensor, "B H T D"]:
+        if torch.compiler.is_compiling() and not (self.images is None and can_flash(queries)):
+            return _masked_attention(queries, keys, values, scale, window, self.images)
         if self.images is None:
             return causal_attention(queries, keys, values, scale, window)
         rows = (
@@ -95,11 +110,27 @@ class Packed:
     """One row that holds documents end to end; no document sees another.
 
     `lengths` are tokens of each document; they must add up to the row's length. `images` are the
-    groups of the row's tokens.
+    groups of the row's tokens. What the layers need on their `device` is made here, once.
     """
 
     lengths: tuple[int, ...]
     images: Int[Tensor, " T"] | None = None
+    device: torch.device | str = "cpu"
+    documents: Int[Tensor, " T"] = field(init=False, repr=False)
+    spans: Spans = field(init=False, repr=False)
+    runs: ImageRuns | None = field(init=False, repr=False)
+
+    def __post_init__(self) -> None:
+        numbers = torch.arange(len(self.lengths)).repeat_interleave(torch.tensor(self.lengths))
+        images = self.images
+        made = {
+            "documents": numbers.to(self.device),
+            "spans": Spans.of(self.lengths, self.device),
+            "runs": None if images is None else ImageRuns.of(self.lengths, images, self.device),
+            "images": None if images is None else images.to(self.device),
+        }
+        for name, value in made.items():
+            object.__setattr__(self, name, value)
 
     def attend(
         self,
@@ -110,8 +141,14 @@ class Packed:
         scale: float,
         window: int | None,
     ) -> Float[Tensor, "B H T D"]:
-        if self.images is None and can_flash(queries):
-            return flash_attention(queries, keys, values, scale, window, self.lengths)
+        if can_flash(queries):
+            return packed_flash_attention(
+                queries, keys, values, scale, window, self.spans, self.runs
+            )
+        if torch.compiler.is_compiling():
+            return _masked_attention(
+                queries, keys, values, scale, window, self.images, self.documents
+            )
         pieces = zip(
             queries.split(self.lengths, dim=2),
             keys.split(self.lengths, dim=2),
@@ -125,7 +162,8 @@ class Packed:
 
     def positions(self) -> Int[Tensor, "1 T"]:
         """Positions of the row's tokens, restarted in each document."""
-        return torch.cat([torch.arange(length) for length in self.lengths])[None]
+        places = torch.cat([torch.arange(length) for length in self.lengths])
+        return places[None].to(self.device)
 
 
 def causal_attention(
@@ -173,6 +211,25 @@ def causal_attention(
             )
         )
     return torch.cat(blocks, dim=2)
+
+
+def _masked_attention(
+    queries: Float[Tensor, "B H T D"],
+    keys: Float[Tensor, "B K T D"],
+    values: Float[Tensor, "B K T D"],
+    scale: float,
+    window: int | None,
+    images: Int[Tensor, "*B T"] | None,
+    documents: Int[Tensor, " T"] | None = None,
+) -> Float[Tensor, "B H T D"]:
+    """With one mask over whole rows: no branch depends on lengths, which compiled code needs."""
+    places = torch.arange(queries.shape[2], device=queries.device)
+    mask = visible(places, places, window, images, documents)
+    if mask.ndim == 3:
+        mask = mask[:, None]  # the same for all heads
+    return scaled_dot_product_attention(
+        queries, keys, values, attn_mask=mask, scale=scale, enable_gqa=True
+    )
 
 
 def _end_of_image(images: Int[Tensor, " S"], stop: int) -> int:

@@ -2,8 +2,9 @@
 
 FP8: `X.weight` in float8_e4m3 and `X.weight_scale`, one for the tensor or one for each row.
 W4A16: `X.weight_packed`, eight 4-bit integers in an int32, with `X.weight_shape` and a scale for
-each group of neighbours in a row. Scales of activations are left alone: we compute in bfloat16
-or float32.
+each group of neighbours in a row. A weight is the product rounded to the dtype of its scale, as the
+format's own library undoes it. Scales of activations are left alone: we compute in bfloat16 or
+float32.
 """
 
 from __future__ import annotations
@@ -42,8 +43,8 @@ BITS = (4, 8)
 
 
 def dequantize_float8(weight: Tensor, scale: Float[Tensor, "..."]) -> Float[Tensor, "rows columns"]:
-    """weight · scale in float32, with one scale or one for each row."""
-    return weight.float() * scale.float().reshape(-1, 1)
+    """weight · scale, with one scale or one for each row, in the dtype of the scale."""
+    return (weight.float() * scale.float().reshape(-1, 1)).to(scale.dtype)
 
 
 def unpack_integers(
@@ -63,10 +64,10 @@ def dequantize_packed(
     columns: int,
     bits: int,
 ) -> Float[Tensor, "rows columns"]:
-    """Integer · scale of its group in float32; a row is cut into groups of equal length."""
+    """Integer · scale of its group, in the dtype of the scale; groups of a row are equally long."""
     rows, groups = scale.shape
-    values = unpack_integers(packed, columns, bits).reshape(rows, groups, -1)
-    return (values * scale.float()[..., None]).reshape(rows, columns)
+    values = unpack_integers(packed, columns, bits).reshape(rows, groups, columns // groups)
+    return (values * scale.float()[..., None]).reshape(rows, columns).to(scale.dtype)
 
 
 class CompressedReader(TensorReader):
@@ -96,21 +97,24 @@ class CompressedReader(TensorReader):
         """The dtype of what a compressed weight stands for; `BF16`, as it was before."""
         return "BF16" if self._is_compressed(name) else super().dtype(name)
 
-    def read(self, name: str) -> Tensor:
-        """The tensor; what was compressed comes in float32, whose rounding to bfloat16 is exact."""
+    def read(self, name: str, rows: slice | None = None) -> Tensor:
+        """A tensor, or these rows of it; what was compressed comes in the dtype of its scale."""
         if not self._is_compressed(name):
-            return super().read(name)
+            return super().read(name, rows)
         self._refuse_unsupported(name)
         scale = super().read(f"{name}_scale")
         if self._is_packed(name):
-            (rows, columns), bits = self._layout(name)
-            if scale.ndim != 2 or scale.shape[0] != rows or columns % scale.shape[1]:
-                raise self._misshapen(name, scale.shape, f"[{rows}, groups of equal length]")
-            return dequantize_packed(super().read(self._packed(name)), scale, columns, bits)
-        rows = super().shape(name)[0]
-        if scale.numel() not in (1, rows) or scale.shape not in ((), (1,), (1, 1), (rows, 1)):
-            raise self._misshapen(name, scale.shape, f"[1] or [{rows}, 1]")
-        return dequantize_float8(super().read(name), scale)
+            (count, columns), bits = self._layout(name)
+            if scale.ndim != 2 or scale.shape[0] != count or columns % scale.shape[1]:
+                raise self._misshapen(name, scale.shape, f"[{count}, groups of equal length]")
+            scale = scale if rows is None else scale[rows]
+            packed = super().read(self._packed(name), rows)
+            return dequantize_packed(packed, scale, columns, bits)
+        count = super().shape(name)[0]
+        if scale.numel() not in (1, count) or scale.shape not in ((), (1,), (1, 1), (count, 1)):
+            raise self._misshapen(name, scale.shape, f"[1] or [{count}, 1]")
+        scale = scale if rows is None or scale.numel() == 1 else scale[rows]
+        return dequantize_float8(super().read(name, rows), scale)
 
     def _release(self, file: Path) -> None:
         """Let go of a file, unless a weight and its scale lie in different ones."""

@@ -10,8 +10,7 @@ from __future__ import annotations
 import math
 import mmap
 import struct
-from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -212,13 +211,21 @@ def config_from_gguf(file: GgufFile) -> Gemma3Config:
         raise CheckpointError(
             f"the architecture is `{architecture}`; only `gemma3` is supported",
             where=file.path.name,
-            hint="give a Gemma 3 text model (a projector file holds no text model)",
+            hint="give a Gemma 3 text model"
+            if architecture != "clip"
+            else "this is a projector file; give the text model, and this one with `--mmproj`",
         )
 
     def get(key: str, default: Any = None) -> Any:
         value = file.metadata.get(f"gemma3.{key}", default)
         if value is None:
             raise CheckpointError(f"metadata `gemma3.{key}` is missing", where=file.path.name)
+        if not isinstance(value, int | float) or not value > 0:
+            raise CheckpointError(
+                f"metadata `gemma3.{key}` is {value}, a number above 0 is needed",
+                where=file.path.name,
+                hint="the file was made wrongly or is damaged; use another one",
+            )
         return value
 
     if "output.weight" in file.tensors:
@@ -261,10 +268,9 @@ def config_from_gguf(file: GgufFile) -> Gemma3Config:
     )
 
 
-def read_weights(file: GgufFile, config: Gemma3Config, dtype: torch.dtype) -> Iterator[Tensor]:
-    """Every parameter in the order of `parameter_shapes`; shapes are checked before the first."""
-    shapes = parameter_shapes(config)
-    for name, shape in shapes.items():
+def check_shapes(file: GgufFile, config: Gemma3Config) -> None:
+    """Raise CheckpointError unless every parameter of the text model is there as it should be."""
+    for name, shape in parameter_shapes(replace(config, vision=None)).items():
         tensor = file.tensors.get(gguf_name(name))
         if tensor is None:
             raise CheckpointError(
@@ -277,11 +283,13 @@ def read_weights(file: GgufFile, config: Gemma3Config, dtype: torch.dtype) -> It
                 where=file.path.name,
                 hint="the file was made wrongly; use another one",
             )
-    for name in shapes:
-        if name.endswith("norm.weight"):
-            yield (file.read(gguf_name(name), torch.float32) - 1.0).to(dtype)
-        else:
-            yield file.read(gguf_name(name), dtype)
+
+
+def read_parameter(file: GgufFile, name: str, dtype: torch.dtype) -> Tensor:
+    """One parameter of the text model, by our name for it."""
+    if name.endswith("norm.weight"):
+        return (file.read(gguf_name(name), torch.float32) - 1.0).to(dtype)
+    return file.read(gguf_name(name), dtype)
 
 
 _FETCH_AGAIN = "the download is incomplete or damaged; fetch it again"

@@ -1,4 +1,4 @@
-"""GGUF files written: header and block formats by the `gguf` library, weights as a stream.
+"""A text model as a GGUF file: its tensors, their formats, its metadata and its vocabulary.
 
 Names, metadata and the 1 + w of norms are what llama.cpp expects of `gemma3`. Shapes that it would
 run wrongly, because it takes some settings from the number of layers and not from the file, are
@@ -7,22 +7,19 @@ refused. The vocabulary arrives as arrays; K-quants are llama.cpp's own business
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import torch
 from torch import Tensor
 
-from singalaut.errors import CheckpointError, RecipeError, from_os_error
+from singalaut.errors import RecipeError
 from singalaut.model.config import Gemma3Config
-from singalaut.model.gguf import CHUNK_ELEMENTS, LAYERS_OF_27B, gguf_name
+from singalaut.model.gguf import LAYERS_OF_27B, gguf_name
+from singalaut.model.gguf_stream import GgufEntry, write_file
 from singalaut.model.hf import parameter_shapes
 
 FORMATS = {"F32": 0, "F16": 1, "BF16": 32, "Q8_0": 7, "Q4_0": 2}  # and llama.cpp's file types
-FLOATS = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 EMBEDDING = "embedding.weight"
 LICENCE = "https://ai.google.dev/gemma/terms"
 
@@ -48,25 +45,36 @@ def write_gguf(
     refuse_custom_shapes(config)
     shapes = parameter_shapes(config)
     shapes[EMBEDDING] = (len(pieces[0]), config.hidden_size)
-    formats = {parameter: tensor_format(parameter, quant) for parameter in shapes}
-    temporary = file.with_name(f".{file.name}.{os.getpid()}.tmp")
-    try:
-        _write_header(temporary, config, quant, shapes, formats, pieces, name, template)
-        with temporary.open("ab") as out:
-            for parameter, weight in zip(shapes, weights, strict=True):
-                out.write(b"\0" * (-out.tell() % 32))
-                rows = weight[: shapes[parameter][0]] if parameter == EMBEDDING else weight
-                assert tuple(rows.shape) == shapes[parameter], parameter
-                for block in _blocks(parameter, rows, formats[parameter]):
-                    out.write(block.data)
-            out.write(b"\0" * (-out.tell() % 32))
-            out.flush()
-            os.fsync(out.fileno())
-        temporary.replace(file)
-    except OSError as error:
-        raise from_os_error(error) from error
-    finally:
-        temporary.unlink(missing_ok=True)
+    entries = [
+        GgufEntry(gguf_name(parameter), shape, tensor_format(parameter, quant))
+        for parameter, shape in shapes.items()
+    ]
+
+    def add_metadata(writer: Any) -> None:
+        writer.add_type("model")
+        writer.add_name(name)
+        if config.size_name != "custom":
+            writer.add_size_label(config.size_name.upper())
+        add_licence(writer)
+        writer.add_file_type(FORMATS[quant])
+        _add_shape(writer, config)
+        _add_vocabulary(writer, config, pieces)
+        if template:
+            writer.add_chat_template(template)
+
+    def stored() -> Iterator[Tensor]:
+        for parameter, weight in zip(shapes, weights, strict=True):
+            if parameter == EMBEDDING:
+                yield weight[: len(pieces[0])]
+            else:
+                yield weight.float() + 1.0 if parameter.endswith("norm.weight") else weight
+
+    write_file(file, "gemma3", add_metadata, entries, stored())
+
+
+def add_licence(writer: Any) -> None:
+    writer.add_license("gemma")
+    writer.add_license_link(LICENCE)
 
 
 def refuse_custom_shapes(config: Gemma3Config) -> None:
@@ -102,52 +110,6 @@ def tensor_format(parameter: str, quant: str) -> str:
     if parameter.endswith("norm.weight"):
         return "F32"
     return "Q8_0" if quant == "Q4_0" and parameter == EMBEDDING else quant
-
-
-def _write_header(
-    file: Path,
-    config: Gemma3Config,
-    quant: str,
-    shapes: dict[str, tuple[int, ...]],
-    formats: dict[str, str],
-    pieces: tuple[Sequence[str], Sequence[float], Sequence[int]],
-    name: str,
-    template: str | None,
-) -> None:
-    """Everything before the first weight."""
-    import gguf
-
-    writer = gguf.GGUFWriter(file, "gemma3")
-    try:
-        writer.add_type("model")
-        writer.add_name(name)
-        if config.size_name != "custom":
-            writer.add_size_label(config.size_name.upper())
-        writer.add_license("gemma")
-        writer.add_license_link(LICENCE)
-        writer.add_file_type(FORMATS[quant])
-        writer.add_quantization_version(gguf.GGML_QUANT_VERSION)
-        _add_shape(writer, config)
-        _add_vocabulary(writer, config, pieces)
-        if template:
-            writer.add_chat_template(template)
-        for parameter, shape in shapes.items():
-            kind = gguf.GGMLQuantizationType[formats[parameter]]
-            block, block_bytes = gguf.GGML_QUANT_SIZES[kind]
-            if shape[-1] % block:
-                raise RecipeError(
-                    f"`{gguf_name(parameter)}` has rows of {shape[-1]} weights, which {kind.name} "
-                    f"cannot cut into blocks of {block}",
-                    where="config.json",
-                    hint="use BF16, F16 or F32",
-                )
-            size = int(np.prod(shape)) // block * block_bytes
-            writer.add_tensor_info(gguf_name(parameter), shape, np.dtype("f4"), size, kind)
-        writer.write_header_to_file()
-        writer.write_kv_data_to_file()
-        writer.write_ti_data_to_file()
-    finally:
-        writer.close()
 
 
 def _add_shape(writer: Any, config: Gemma3Config) -> None:
@@ -191,30 +153,3 @@ def _add_vocabulary(
     writer.add_add_bos_token(True)
     writer.add_add_eos_token(False)
     writer.add_add_space_prefix(False)
-
-
-def _blocks(parameter: str, weight: Tensor, quant: str) -> Iterator[np.ndarray]:
-    """The bytes of a tensor, in pieces that bound the memory of large ones."""
-    from gguf import GGMLQuantizationType, quantize
-
-    rows = weight.detach().reshape(-1, weight.shape[-1])
-    step = max(1, CHUNK_ELEMENTS // rows.shape[1])
-    for start in range(0, len(rows), step):
-        values = rows[start : start + step].cpu()
-        if parameter.endswith("norm.weight"):
-            values = values.float() + 1.0
-        values = values.to(FLOATS.get(quant, torch.float32))
-        if not torch.isfinite(values).all():
-            whole = torch.isfinite(rows[start : start + step]).all()
-            raise CheckpointError(
-                f"`{parameter}` holds values that are not finite"
-                + (f" in {quant}, such as {rows.abs().max().item():g}" if whole else ""),
-                where=gguf_name(parameter),
-                hint="use BF16 or F32"
-                if whole
-                else "the training has diverged; use a checkpoint from before",
-            )
-        if quant in FLOATS:
-            yield values.contiguous().view(torch.uint8).numpy()
-        else:
-            yield quantize(values.numpy(), GGMLQuantizationType[quant])

@@ -8,6 +8,7 @@ concerns the vision part alone is in `hf_vision.py`, `config.json` in `hf_config
 
 from __future__ import annotations
 
+import json
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -15,7 +16,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from singalaut.artifact import write_json
+from singalaut.artifact import write_atomic, write_json
 from singalaut.errors import CheckpointError
 from singalaut.licences import GEMMA_NOTICE
 from singalaut.model.compressed import CompressedReader
@@ -139,11 +140,16 @@ def parameter_shapes(config: Gemma3Config) -> dict[str, tuple[int, ...]]:
 
 
 def open_weights(folder: Path, config: Gemma3Config) -> tuple[TensorReader, dict[str, str]]:
-    """The reader of a directory's weights, and where each of our parameters lies in it.
+    """The reader of a directory's weights, and where each of our parameters lies in it."""
+    reader = CompressedReader.open(folder)
+    return reader, find_weights(reader, folder, config)
+
+
+def find_weights(reader: TensorReader, folder: Path, config: Gemma3Config) -> dict[str, str]:
+    """Where each of our parameters lies in the weights of a directory.
 
     Every parameter is there and has the shape that `config` asks for, else CheckpointError.
     """
-    reader = CompressedReader.open(folder)
     prefix = next((p for p in PREFIXES if f"{p}embed_tokens.weight" in reader), None)
     if prefix is None:
         first = next(iter(reader), "no tensor at all")
@@ -173,7 +179,7 @@ def open_weights(folder: Path, config: Gemma3Config) -> tuple[TensorReader, dict
         places[name] = place = _place(name, prefixes)
         _check_tensor(reader, folder, name, place, shape)
     _check_depth(reader, config, prefixes)
-    return reader, places
+    return places
 
 
 def load_model(
@@ -224,6 +230,11 @@ def save_weights(
     shapes = parameter_shapes(config)
     specs = [TensorSpec(hf_name(name, config), shape, dtype) for name, shape in shapes.items()]
     write_shards(folder, specs, (weight.to(dtype) for weight in weights))
+    write_settings(folder, config, dtype)
+
+
+def write_settings(folder: Path, config: Gemma3Config, dtype: torch.dtype) -> None:
+    """Write what a model directory holds beside weights and tokenizer; `config.json` comes last."""
     write_json(folder / "generation_config.json", generation_config(config))
     if config.vision:
         write_processor(folder, config.vision)
@@ -232,10 +243,38 @@ def save_weights(
 
 
 def copy_companions(source: Path, target: Path) -> None:
-    """Copy what belongs to a model but is neither weights nor configuration: tokenizer, notices."""
+    """Copy what belongs to a model but is neither weights nor configuration: tokenizer, notices.
+
+    The chat template is then in both places where readers look for it, if the source has one.
+    """
     for pattern in COMPANIONS:
         for file in source.glob(pattern):
             shutil.copyfile(file, target / file.name)
+    template = _template_of(source)
+    if template is not None and (settings := target / "tokenizer_config.json").exists():
+        write_atomic(target / "chat_template.jinja", template.encode())
+        write_json(settings, {**json.loads(settings.read_bytes()), "chat_template": template})
+
+
+def _template_of(folder: Path) -> str | None:
+    """The template of a directory, from the file that newer readers take or from the older place.
+
+    Older files may hold several by name; these are copied as they are.
+    """
+    alone, settings = folder / "chat_template.jinja", folder / "tokenizer_config.json"
+    try:
+        if alone.exists():
+            return alone.read_text("utf-8")
+        found = json.loads(settings.read_bytes()).get("chat_template")
+    except FileNotFoundError:
+        return None
+    except (ValueError, AttributeError) as error:
+        raise CheckpointError(
+            f"the chat template cannot be read: {error}",
+            where=settings,
+            hint="fetch the tokenizer's files again",
+        ) from error
+    return found if isinstance(found, str) else None
 
 
 def stored_dtype(folder: Path) -> torch.dtype:

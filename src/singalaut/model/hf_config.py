@@ -15,6 +15,12 @@ import torch
 
 from singalaut.errors import CheckpointError
 from singalaut.model.config import Gemma3Config
+from singalaut.model.hf_settings import (
+    check_values,
+    read_pattern,
+    read_rope,
+    refuse_unsupported,
+)
 from singalaut.model.hf_vision import vision_from_hf, vision_to_hf
 
 # what the published `config.json` of 4B, 12B and 27B leave out where it is the library's default
@@ -60,12 +66,10 @@ def config_from_hf(raw: dict[str, Any], where: Path | str) -> Gemma3Config:
             hint="give a Gemma 3 checkpoint",
         )
     text = {**OMITTED, **raw.get("text_config", raw)} if kind == "gemma3" else raw
-    _refuse_unsupported(text, where)
-    rope = text.get("rope_parameters") or {}
-    full, sliding = rope.get("full_attention", {}), rope.get("sliding_attention", {})
-    scaling = text.get("rope_scaling") or {}
+    refuse_unsupported(text, where)
     eos = raw.get("eos_token_id", text.get("eos_token_id", 1))
     try:
+        rope = read_rope(text, where)
         config = Gemma3Config(
             hidden_size=text["hidden_size"],
             intermediate_size=text["intermediate_size"],
@@ -73,16 +77,14 @@ def config_from_hf(raw: dict[str, Any], where: Path | str) -> Gemma3Config:
             num_heads=text["num_attention_heads"],
             num_kv_heads=text["num_key_value_heads"],
             head_dim=text["head_dim"],
-            query_scalar=float(text["query_pre_attn_scalar"]),
+            query_scalar=text["query_pre_attn_scalar"],
             window=text["sliding_window"],
             max_positions=text["max_position_embeddings"],
             vocab_size=text["vocab_size"],
-            rope_factor=float(full.get("factor", scaling.get("factor", 1.0))),
-            rope_theta=float(full.get("rope_theta", text.get("rope_theta", 1e6))),
-            rope_local_theta=float(
-                sliding.get("rope_theta", text.get("rope_local_base_freq", 1e4))
-            ),
-            global_every=_global_every(text, where),
+            rope_factor=rope.factor,
+            rope_theta=rope.theta,
+            rope_local_theta=rope.local_theta,
+            global_every=read_pattern(text, where),
             norm_eps=text.get("rms_norm_eps", 1e-6),
             pad_id=text.get("pad_token_id") or 0,
             bos_id=text.get("bos_token_id") or 2,
@@ -95,6 +97,13 @@ def config_from_hf(raw: dict[str, Any], where: Path | str) -> Gemma3Config:
             where=where,
             hint="Gemma 3 checkpoints state every shape; take `config.json` from the original",
         ) from None
+    except (TypeError, AttributeError, ValueError) as error:
+        raise CheckpointError(
+            f"a setting has the wrong kind of value: {error}",
+            where=where,
+            hint="take `config.json` from the original",
+        ) from error
+    check_values(config, where)
     return config
 
 
@@ -166,43 +175,6 @@ def generation_config(config: Gemma3Config) -> dict[str, Any]:
         "top_p": 0.95,
         "cache_implementation": "hybrid",
     }
-
-
-def _global_every(text: dict[str, Any], where: Path | str) -> int:
-    """The distance of global layers; a layout that is not regular is refused."""
-    kinds = text.get("layer_types")
-    if not kinds:
-        return text.get("sliding_window_pattern", 6)
-    every = kinds.index("full_attention") + 1 if "full_attention" in kinds else len(kinds) + 1
-    wanted = [
-        "full_attention" if (i + 1) % every == 0 else "sliding_attention" for i in range(len(kinds))
-    ]
-    if kinds != wanted or len(kinds) != text.get("num_hidden_layers"):
-        raise CheckpointError(
-            "`layer_types` is not one global layer after a fixed number of window layers",
-            where=where,
-            hint="only Gemma 3's regular pattern is supported",
-        )
-    return every
-
-
-def _refuse_unsupported(text: dict[str, Any], where: Path | str) -> None:
-    """Settings that Gemma 3 never uses and that would silently change the result."""
-    wanted = {
-        "hidden_activation": (None, "gelu_pytorch_tanh"),
-        "attention_bias": (None, False),
-        "attn_logit_softcapping": (None,),
-        "final_logit_softcapping": (None,),
-        "use_bidirectional_attention": (None, False),
-        "tie_word_embeddings": (None, True),
-    }
-    for key, allowed in wanted.items():
-        if text.get(key) not in allowed:
-            raise CheckpointError(
-                f"`{key}` is {json.dumps(text[key])}; Gemma 3 has {json.dumps(allowed[-1])}",
-                where=where,
-                hint="this checkpoint is of another architecture",
-            )
 
 
 def _plain(number: float) -> int | float:

@@ -121,6 +121,15 @@ def vision_from_hf(raw: dict[str, Any], where: Path | str) -> VisionConfig | Non
             where=where,
             hint="Gemma 3 checkpoints state every shape; take `config.json` from the original",
         )
+    sizes = {f"vision_config.{key}": vision[key] for key in CONFIG_KEYS.values()}
+    sizes["mm_tokens_per_image"] = raw.get("mm_tokens_per_image", 256)
+    for key, value in sizes.items():
+        if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+            raise CheckpointError(
+                f"`{key}` is {json.dumps(value)}, a whole number above 0 is needed",
+                where=where,
+                hint="take `config.json` from the original",
+            )
     config = VisionConfig(
         **{ours: vision[theirs] for ours, theirs in CONFIG_KEYS.items()},
         image_tokens=raw.get("mm_tokens_per_image", 256),

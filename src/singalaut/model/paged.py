@@ -1,6 +1,6 @@
-"""Keys and values in pages of 16 tokens, and attention over them.
+"""Keys and values in pages of 32 tokens, and attention over them.
 
-Global layers and window layers have pages of their own: a page of one kind holds 16 tokens in all
+Global layers and window layers have pages of their own: a page of one kind holds 32 tokens in all
 layers of that kind. Which page is whose is decided elsewhere (`generate/pages.py`); here a sequence
 is a `Span` with two tables, from the number of a page in the sequence to its place in the store.
 
@@ -23,7 +23,7 @@ from singalaut.model.attention import causal_attention
 from singalaut.model.config import Gemma3Config
 from singalaut.model.flash import can_flash, flash_attention
 
-PAGE_TOKENS = 16
+PAGE_TOKENS = 32
 Kind = Literal["global", "window"]
 KINDS: tuple[Kind, ...] = ("global", "window")
 
@@ -40,7 +40,7 @@ class PagedCache:
     ):
         self.config, self.pages = config, pages
         heads, width = config.num_kv_heads, config.head_dim
-        self.stores: dict[Kind, Float[Tensor, "layers 2 K P 16 D"]] = {
+        self.stores: dict[Kind, Float[Tensor, "layers 2 K P 32 D"]] = {
             kind: torch.zeros(  # what is not a number, times a weight of zero, is not a number
                 len(layers_of(config, kind)),
                 2,
@@ -59,7 +59,7 @@ class PagedCache:
             for index, layer in enumerate(layers_of(config, kind))
         }
 
-    def layer(self, layer: int) -> tuple[Float[Tensor, "K P 16 D"], Float[Tensor, "K P 16 D"]]:
+    def layer(self, layer: int) -> tuple[Float[Tensor, "K P 32 D"], Float[Tensor, "K P 32 D"]]:
         kind, index = self._place[layer]
         store = self.stores[kind][index]
         return store[0], store[1]
@@ -236,7 +236,7 @@ def _is_single(span: Span) -> bool:
 
 
 def _places(span: Span, kind: Kind) -> np.ndarray:
-    """Where the new tokens of a span go, as page · 16 + place in the page."""
+    """Where the new tokens of a span go, as page · 32 + place in the page."""
     positions = np.arange(span.start, span.end)
     return span.tables[kind][positions // PAGE_TOKENS].astype(np.int64) * PAGE_TOKENS + (
         positions % PAGE_TOKENS

@@ -12,11 +12,13 @@ from collections.abc import Iterable, Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Self
 
 import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
+from singalaut.artifact import write_json
 from singalaut.errors import CheckpointError, from_os_error
 
 DTYPE_NAMES = {
@@ -68,7 +70,7 @@ class TensorReader:
                 self._places[name] = (file, handle)
 
     @classmethod
-    def open(cls, folder: Path) -> TensorReader:
+    def open(cls, folder: Path) -> Self:
         """The weights of a Hugging Face directory, in one file or in shards."""
         if (folder / SINGLE).exists():
             return cls([folder / SINGLE])
@@ -109,8 +111,10 @@ class TensorReader:
         """The dtype as safetensors writes it, such as `BF16`."""
         return self._places[name][1].get_slice(name).get_dtype()
 
-    def read(self, name: str) -> Tensor:
-        return self._places[name][1].get_tensor(name)
+    def read(self, name: str, rows: slice | None = None) -> Tensor:
+        """A tensor, or these rows of it."""
+        handle = self._places[name][1]
+        return handle.get_tensor(name) if rows is None else handle.get_slice(name)[rows]
 
     def stream(self, names: Iterable[str]) -> Iterator[tuple[str, Tensor]]:
         """Tensors by name, file by file; the map of a file is let go of after its last one.
@@ -142,13 +146,8 @@ class TensorReader:
         self.close()
 
 
-def write_tensors(
-    file: Path,
-    specs: list[TensorSpec],
-    tensors: Iterable[Tensor],
-    metadata: dict[str, str] | None = None,
-) -> None:
-    """Write tensors, given in the order of `specs`, so that `file` appears only when complete."""
+def file_header(specs: list[TensorSpec], metadata: dict[str, str] | None = None) -> bytes:
+    """What a safetensors file begins with; the tensors' bytes follow in the order of `specs`."""
     header: dict[str, object] = {"__metadata__": {"format": "pt", **(metadata or {})}}
     offset = 0
     for spec in specs:
@@ -160,10 +159,20 @@ def write_tensors(
         offset += spec.num_bytes
     head = json.dumps(header, separators=(",", ":")).encode()
     head += b" " * (-len(head) % 8)
+    return len(head).to_bytes(8, "little") + head
+
+
+def write_tensors(
+    file: Path,
+    specs: list[TensorSpec],
+    tensors: Iterable[Tensor],
+    metadata: dict[str, str] | None = None,
+) -> None:
+    """Write tensors, given in the order of `specs`, so that `file` appears only when complete."""
     temporary = file.with_name(f".{file.name}.tmp")
     try:
         with temporary.open("wb") as out:
-            out.write(len(head).to_bytes(8, "little") + head)
+            out.write(file_header(specs, metadata))
             for spec, tensor in zip(specs, tensors, strict=True):
                 assert tuple(tensor.shape) == spec.shape and tensor.dtype == spec.dtype, spec.name
                 flat = tensor.detach().contiguous().cpu().view(-1).view(torch.uint8)
@@ -177,25 +186,40 @@ def write_tensors(
         temporary.unlink(missing_ok=True)
 
 
-def write_shards(folder: Path, specs: list[TensorSpec], tensors: Iterable[Tensor]) -> None:
-    """Write a model's weights as one file, or as shards of at most 5 GB with an index."""
+def split_shards(
+    specs: list[TensorSpec], max_bytes: int | None = None
+) -> dict[str, list[TensorSpec]]:
+    """The files of a model and what is in each, in order: one, or shards of `max_bytes` at most."""
     shards: list[list[TensorSpec]] = [[]]
-    room = MAX_SHARD_BYTES
+    room = max_bytes = max_bytes or MAX_SHARD_BYTES
     for spec in specs:
         if shards[-1] and spec.num_bytes > room:
             shards.append([])
-            room = MAX_SHARD_BYTES
+            room = max_bytes
         shards[-1].append(spec)
         room -= spec.num_bytes
-    stream = iter(tensors)
     if len(shards) == 1:
-        write_tensors(folder / SINGLE, specs, stream)
-        return
-    weight_map = {}
-    for number, shard in enumerate(shards, start=1):
-        name = f"model-{number:05d}-of-{len(shards):05d}.safetensors"
-        write_tensors(folder / name, shard, (next(stream) for _ in shard))
-        weight_map.update({spec.name: name for spec in shard})
-    total = sum(spec.num_bytes for spec in specs)
-    index = {"metadata": {"total_size": total}, "weight_map": weight_map}
-    (folder / INDEX).write_text(json.dumps(index, indent=2) + "\n")
+        return {SINGLE: specs}
+    count = len(shards)
+    return {
+        f"model-{number:05d}-of-{count:05d}.safetensors": shard
+        for number, shard in enumerate(shards, start=1)
+    }
+
+
+def write_index(folder: Path, shards: dict[str, list[TensorSpec]]) -> None:
+    """Write which tensor is in which shard, where there is more than one."""
+    if len(shards) > 1:
+        weight_map = {spec.name: file for file, specs in shards.items() for spec in specs}
+        total = sum(spec.num_bytes for specs in shards.values() for spec in specs)
+        index = {"metadata": {"total_size": total}, "weight_map": weight_map}
+        write_json(folder / INDEX, index)
+
+
+def write_shards(folder: Path, specs: list[TensorSpec], tensors: Iterable[Tensor]) -> None:
+    """Write a model's weights as one file, or as shards of at most 5 GB with an index."""
+    shards = split_shards(specs)
+    stream = iter(tensors)
+    for file, shard in shards.items():
+        write_tensors(folder / file, shard, (next(stream) for _ in shard))
+    write_index(folder, shards)

@@ -42,8 +42,8 @@ def parse_recipe(
 ) -> Recipe:
     """A recipe from plain values; `places` says where each came from, for the messages.
 
-    `models` are the names that stages may refer to beside the earlier stages: `base` where the
-    recipe has a model, unless others are given.
+    `models` are the names that stages may refer to beside the earlier stages, where they are not
+    those of the recipe's own starting models.
     Raises: RecipeError that names every problem.
     """
     places = {} if places is None else places
@@ -55,7 +55,7 @@ def parse_recipe(
     except ValidationError as error:
         raise as_error(validation_problems(error, data), places, source) from None
     if models is None:
-        models = () if recipe.model is None else ("base",)
+        models = {} if recipe.model is None else recipe.model.sources()
     if problems := reference_problems(recipe, models):
         raise as_error(problems, places, source)
     return recipe

@@ -114,6 +114,9 @@ def _translate(detail: dict[str, Any], data: Mapping[str, Any]) -> Problem:
         return Problem(path, f"`{name}` cannot be {found}", hint)
     if path == ("stage",) and isinstance(detail["input"], dict):
         return Problem(path, "`stage` is one table", "write `[[stage]]`, with two brackets")
+    if kind == "value_error":  # our own words
+        what = detail["msg"].removeprefix("Value error, ")
+        return Problem(path, f"`{name}` {what}; found {found}")
     if kind not in NEEDS:
         return Problem(path, f"`{name}`: {detail['msg'].lower()}, found {found}")
     return Problem(path, f"`{name}` needs {NEEDS[kind].format(**context)}, found {found}")

@@ -84,7 +84,7 @@ def plan_recipe(
 ) -> Plan:
     """Plan the recipe that lies in `folder`; without `fetch`, a model may stay to be fetched."""
     if models is None:
-        models = {} if recipe.model is None else {"base": recipe.model.base}
+        models = {} if recipe.model is None else recipe.model.sources()
     sources = models
     found = {name: _model(source, folder, present_model) for name, source in sources.items()}
     plan = make_plan(recipe, folder, found, locate=locate, root=root)

@@ -11,12 +11,12 @@ from typing import Annotated, get_args
 from pydantic import Field
 
 from singalaut.evals.config import EvaluateConfig
-from singalaut.merge.config import MergeConfig
+from singalaut.merge.config import MergeConfig, MergeSearchConfig
 from singalaut.publish.config import CardConfig
 from singalaut.settings import Settings, StageSettings
 from singalaut.train.config import SftConfig
 
-StageConfig = SftConfig | MergeConfig | EvaluateConfig | CardConfig
+StageConfig = SftConfig | MergeConfig | MergeSearchConfig | EvaluateConfig | CardConfig
 KINDS: dict[str, type[StageSettings]] = {
     stage.model_fields["kind"].default: stage for stage in get_args(StageConfig)
 }
@@ -27,6 +27,12 @@ class ModelConfig(Settings):
 
     base: str
     """A model directory, a hub id, a GGUF file or `demo:gemma-3-270m`."""
+    others: dict[str, str] = Field(default_factory=dict)
+    """More models to start from, by the names that stages call them."""
+
+    def sources(self) -> dict[str, str]:
+        """Where each starting model comes from, by name."""
+        return {"base": self.base, **self.others}
 
 
 class Recipe(Settings):

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from singalaut.artifact import Work
 from singalaut.evals.config import EvaluateConfig
-from singalaut.merge.config import MergeConfig
+from singalaut.merge.config import MergeConfig, MergeSearchConfig
 from singalaut.publish.config import CardConfig
 from singalaut.recipe.lineage import lineage
 from singalaut.recipe.plan import Plan, PlannedStage
@@ -68,8 +68,45 @@ def _merge(stage: PlannedStage, plan: Plan, work: Work) -> None:
     from singalaut.merge.stream import run_merge
 
     assert isinstance(stage.config, MergeConfig)
-    models = [model_path(stage, plan, label) for label in stage.config.inputs()]
-    run_merge(stage.config, models=models, work=work)
+    models = {label: model_path(stage, plan, label) for label in stage.config.inputs()}
+    adapters = {label: stage.inputs[label].path for label in stage.config.files()}
+    run_merge(stage.config, models=models, adapters=adapters, work=work, seed=plan.recipe.seed)
+
+
+def _merge_search(stage: PlannedStage, plan: Plan, work: Work) -> None:
+    from singalaut.artifact import home, stage_key
+    from singalaut.evals.evaluate import run_evaluate
+    from singalaut.evals.output import load_results
+    from singalaut.merge.search import Inputs, run_merge_search
+
+    config = stage.config
+    assert isinstance(config, MergeSearchConfig)
+    seed, pack = plan.recipe.seed, stage.inputs["pack"]
+    names = ("pack", "tasks", "languages", "limit")
+    asked = EvaluateConfig.model_validate(
+        {"models": ("merged",), "temperature": 0.0, **{n: getattr(config, n) for n in names}}
+    )
+
+    def evaluate(model: Path, scratch: Path) -> dict[str, float]:
+        run_evaluate(
+            asked,
+            subjects={"merged": _local(model, asked.batch_size)},
+            pack=pack.path,
+            work=Work(scratch),
+            seed=seed,
+            store=home() / "evaluations" / "store.sqlite",
+        )
+        return {row["name"]: row["scores"]["merged"] for row in load_results(scratch)["rows"]}
+
+    settings = {"seed": seed, "settings": asked.key_settings()}
+    adapters = [label for label in config.files() if label != "pack"]
+    inputs = Inputs(
+        {label: model_path(stage, plan, label) for label in config.inputs()},
+        {label: stage.inputs[label].path for label in adapters},
+        {label: stage.inputs[label].key for label in (*config.inputs(), *adapters)},
+        stage_key(asked.kind, asked.VERSION, settings, {"pack": pack.key}),
+    )
+    run_merge_search(config, inputs, work=work, seed=seed, evaluate=evaluate)
 
 
 def _evaluate(stage: PlannedStage, plan: Plan, work: Work) -> None:
@@ -80,21 +117,14 @@ def _evaluate(stage: PlannedStage, plan: Plan, work: Work) -> None:
     assert isinstance(config, EvaluateConfig)
     inputs = stage.inputs
 
-    def local(directory: Path) -> Subject:
-        def open_sampler() -> Sampler:
-            from singalaut.generate.engine import open_engine
-
-            return open_engine(directory, config.batch_size)
-
-        return Subject(content_hash(directory), open_sampler, directory)
-
     def recorded(file: Path) -> Subject:
         from singalaut.remote.recorded import RecordedSampler
 
         return Subject(f"recorded {content_hash(file)}", lambda: RecordedSampler(file))
 
     subjects = {
-        name: local(model_path(stage, plan, label)) for label, name in config.inputs().items()
+        name: _local(model_path(stage, plan, label), config.batch_size)
+        for label, name in config.inputs().items()
     }
     subjects |= {
         endpoint.name: _endpoint(endpoint, config.temperature is None)
@@ -114,6 +144,18 @@ def _evaluate(stage: PlannedStage, plan: Plan, work: Work) -> None:
         judge=None if config.judge is None else _endpoint(config.judge, own_settings=False),
         metricx=inputs["metricx"].path if config.metricx else None,
     )
+
+
+def _local(directory: Path, batch_size: int | None) -> Subject:
+    from singalaut.artifact import content_hash
+    from singalaut.evals.evaluate import Subject
+
+    def open_sampler() -> Sampler:
+        from singalaut.generate.engine import open_engine
+
+        return open_engine(directory, batch_size)
+
+    return Subject(content_hash(directory), open_sampler, directory)
 
 
 def _endpoint(config: EndpointConfig, own_settings: bool) -> Subject:
@@ -145,6 +187,7 @@ def _card(stage: PlannedStage, plan: Plan, work: Work) -> None:
 STAGES: Mapping[str, StageFunction] = {
     "sft": _sft,
     "merge": _merge,
+    "merge_search": _merge_search,
     "evaluate": _evaluate,
     "card": _card,
 }

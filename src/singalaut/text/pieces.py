@@ -11,11 +11,11 @@ import json
 import logging
 import re
 import struct
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from singalaut.errors import CheckpointError
+from singalaut.text.sentencepiece import sentencepiece_pieces
 from singalaut.text.vocabulary import (
     ALWAYS_CONTROL,
     BYTE,
@@ -78,6 +78,14 @@ def read_pieces(directory: Path, num_rows: int) -> Pieces:
     else:
         scores = _ranked_scores(tokens, types, merges)
     return Pieces(tokens, scores, types)
+
+
+def drop_padding(pieces: Pieces) -> Pieces:
+    """The vocabulary without the unused names at its end, which fill it up to the embedding."""
+    count = len(pieces.tokens)
+    while count and pieces.types[count - 1] == UNUSED:
+        count -= 1
+    return Pieces(pieces.tokens[:count], pieces.scores[:count], pieces.types[:count])
 
 
 def _type(token: str | None, added: dict[str, Any] | None) -> int:
@@ -145,49 +153,3 @@ def _stored_scores(file: Path, tokens: list[str], types: list[int]) -> list[floa
                 )
             scores[index] = score
     return scores
-
-
-def sentencepiece_pieces(data: bytes) -> Iterator[tuple[str, float]]:
-    """Every piece and its score in a serialised SentencePiece `ModelProto` (its field 1)."""
-    for number, value in _fields(data):
-        if number == 1 and isinstance(value, bytes):
-            piece = dict(_fields(value))
-            text, score = piece.get(1, b""), piece.get(2, b"\0\0\0\0")
-            if not isinstance(text, bytes) or not isinstance(score, bytes):
-                raise ValueError("a piece is damaged")
-            yield text.decode("utf-8"), struct.unpack("<f", score)[0]
-
-
-def _fields(data: bytes) -> Iterator[tuple[int, bytes | int]]:
-    """Number and value of each field of a protocol buffer message."""
-    at = 0
-    while at < len(data):
-        tag, at = _varint(data, at)
-        number, wire = tag >> 3, tag & 7
-        if wire == 0:
-            value, at = _varint(data, at)
-            yield number, value
-            continue
-        if wire == 2:
-            size, at = _varint(data, at)
-        elif wire in (1, 5):
-            size = 8 if wire == 1 else 4
-        else:
-            raise ValueError(f"unknown field kind {wire} at byte {at}")
-        if at + size > len(data):
-            raise ValueError(f"it breaks off at byte {at}")
-        yield number, data[at : at + size]
-        at += size
-
-
-def _varint(data: bytes, at: int) -> tuple[int, int]:
-    """A number of seven bits a byte, lowest first, and the place after it."""
-    value = shift = 0
-    while True:
-        byte = data[at]
-        value |= (byte & 0x7F) << shift
-        at, shift = at + 1, shift + 7
-        if not byte & 0x80:
-            return value, at
-        if shift > 63:
-            raise ValueError(f"a number is too long at byte {at}")

@@ -81,7 +81,7 @@ def build_merges(
     take part in none.
     """
     joinable = {
-        token: (kind != USER_DEFINED, -float(score), index)
+        token: (True, -float(score), index) if kind != USER_DEFINED else (False, 0.0, index)
         for index, (token, score, kind) in enumerate(zip(tokens, scores, kinds, strict=True))
         if kind not in (UNKNOWN, CONTROL, UNUSED, BYTE)
     }

@@ -69,6 +69,12 @@ class SftConfig(StageSettings):
     """Gradients are scaled down to this global norm."""
     adapter: AdapterConfig | None = None
     """Train a low-rank adapter; without it, all weights."""
+    keep: Literal["all", "products", "attention", "inputs"] = "all"
+    """What each layer keeps for the backward pass; the rest is computed twice. `all` is fastest,
+    `inputs` takes least memory; `products` and `attention` (of matrices, of attention) lie between.
+    """
+    compile: bool = False
+    """Compile the layers: faster on a GPU, after a minute at the start."""
     save_every: int = Field(20, ge=1)
     """Steps between the checkpoints that a killed run resumes from."""
 

@@ -1,9 +1,9 @@
 """Attention of one token a row over pages, keys split between programs where rows are few.
 
-Each program takes one row, one key head and a share of the keys, in blocks that begin at fixed
-places; query heads that share a key head are the rows of its matrix products. The last program of
-a row to finish joins the shares, always in the same order. With one share the result depends on
-nothing but the row itself. Source: arXiv 2311.01282 (split keys), 2205.14135 (running softmax).
+Each program takes one row, one key head and a share of its pages; query heads that share a key head
+are the rows of its matrix products. The last program of a row to finish joins the shares, always in
+the same order. With one share the result depends on nothing but the row itself.
+Source: arXiv 2311.01282 (split keys), 2205.14135 (running softmax).
 
 Shapes: R rows, H query heads, K key heads, G = H / K, D head width, P pages.
 """
@@ -15,16 +15,17 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-PAGE = tl.constexpr(16)
-BLOCK_KEYS = 32
+from singalaut.model.paged import PAGE_TOKENS
+
+LEAST_PAGES = 2  # for one program: with fewer, joining costs more than it saves
 GROUP_ROWS = 16  # the fewest rows of a matrix product on tensor cores
-TARGET_PROGRAMS = 528  # four for each multiprocessor of an H100
+TARGET_PROGRAMS = 264  # two for each multiprocessor of an H100
 
 
 def choose_splits(rows: int, key_heads: int, most_keys: int) -> int:
     """How many programs share the keys of a row, as a power of two."""
     wanted = max(1, TARGET_PROGRAMS // (rows * key_heads))
-    wanted = min(wanted, triton.cdiv(most_keys, BLOCK_KEYS), 64)
+    wanted = min(wanted, triton.cdiv(most_keys, PAGE_TOKENS), 64)
     return 1 << (wanted.bit_length() - 1)
 
 
@@ -57,109 +58,144 @@ def attend(
     key_heads, _, _, width = keys.shape
     rows, out_width = out.shape
     group = out_width // width // key_heads
-    assert group <= GROUP_ROWS and (splits == 1 or scratch is not None)
+    assert group <= GROUP_ROWS and group & (group - 1) == 0 and (splits == 1 or scratch is not None)
     room = (scratch.out, scratch.sums, scratch.counters) if scratch else (out, out, slots)
     _attend[rows, key_heads, splits](
         qkv, keys, values, out, *room, positions, slots, table, scale,
         qkv.stride(0), keys.stride(0), table.stride(0),
-        WINDOW=window or 0, KEY_HEADS=key_heads, GROUP=group, GROUP_ROWS=GROUP_ROWS, D=width,
-        BLOCK=BLOCK_KEYS, SPLITS=splits, BY_SLOT=positions_by_slot,
-        num_warps=4, num_stages=3,
+        WINDOW=window or 0, KEY_HEADS=key_heads, GROUP=group, ROWS=GROUP_ROWS, D=width,
+        BLOCK=PAGE_TOKENS, SPLITS=splits, LEAST=LEAST_PAGES, BY_SLOT=positions_by_slot,
+        num_warps=2, num_stages=5,
     )  # fmt: skip
+
+
+@triton.jit
+def span(
+    position, split,
+    WINDOW: tl.constexpr, SPLITS: tl.constexpr, BLOCK: tl.constexpr, LEAST: tl.constexpr,
+):  # fmt: skip
+    """First key that a token sees, its pages for this program, and how many programs have any."""
+    first = 0
+    if WINDOW > 0:
+        first = tl.maximum(position + 1 - WINDOW, 0)
+    first_page = first // BLOCK
+    count = position // BLOCK + 1 - first_page
+    each = tl.maximum(tl.cdiv(count, SPLITS), LEAST)
+    begin = first_page + split * each
+    end = tl.minimum(begin + each, first_page + count)
+    return first, begin, end, tl.cdiv(count, each)
+
+
+@triton.jit
+def read_pages(
+    q, keys, values, pages, offset, first, position, begin, end, scale,
+    ROWS: tl.constexpr, D: tl.constexpr, BLOCK: tl.constexpr,
+):  # fmt: skip
+    """Weighted sum of values over some pages, greatest score and mass of each query.
+
+    Places of a page that were never written hold finite numbers, whose weight is zero.
+    """
+    best = tl.full([ROWS], float("-inf"), tl.float32)
+    total = tl.zeros([ROWS], tl.float32)
+    acc = tl.zeros([ROWS, D], tl.float32)
+    place, at = tl.arange(0, BLOCK), tl.arange(0, D)
+    key_place = place[None, :] * D + at[:, None]
+    value_place = place[:, None] * D + at[None, :]
+    for number in range(begin, end):
+        base = offset + tl.load(pages + number).to(tl.int64) * (BLOCK * D)
+        k = tl.load(keys + base + key_place)
+        v = tl.load(values + base + value_place)
+        key_position = number * BLOCK + place
+        is_seen = (key_position >= first) & (key_position <= position)
+        scores = tl.dot(q, k, input_precision="ieee") * scale
+        scores = tl.where(is_seen[None, :], scores, float("-inf"))
+        new_best = tl.maximum(best, tl.max(scores, 1))
+        shrink = tl.exp(best - new_best)
+        weights = tl.exp(scores - new_best[:, None])
+        total = total * shrink + tl.sum(weights, 1)
+        acc = tl.dot(weights.to(v.dtype), v, acc * shrink[:, None], input_precision="ieee")
+        best = new_best
+    return acc, best, total
+
+
+@triton.jit
+def finish(
+    acc, best, total, out_row, part_out, part_sums, counter, share, split, active,
+    GROUP: tl.constexpr, ROWS: tl.constexpr, D: tl.constexpr, SPLITS: tl.constexpr,
+):  # fmt: skip
+    """Write a program's share down; the last program of a row joins them all."""
+    group, at = tl.arange(0, ROWS), tl.arange(0, D)
+    is_query = group < GROUP
+    sums_at = part_sums + share * 2 * GROUP + group
+    part_at = part_out + (share * GROUP + group[:, None]) * D + at[None, :]
+    tl.store(part_at, acc, mask=is_query[:, None])
+    tl.store(sums_at, best, mask=is_query)
+    tl.store(sums_at + GROUP, total, mask=is_query)
+    tl.debug_barrier()
+    if tl.atomic_add(counter, 1, sem="acq_rel") == active - 1:
+        tl.debug_barrier()
+        TOGETHER: tl.constexpr = 8 if SPLITS > 8 else SPLITS
+        _join(out_row, part_out, part_sums, share - split, active, GROUP, D, SPLITS, TOGETHER)
+        tl.store(counter, 0)
 
 
 @triton.jit
 def _attend(
     qkv, keys, values, out, part_out, part_sums, counters, positions, slots, table, scale,
     row_stride, head_stride, table_stride,
-    WINDOW: tl.constexpr, KEY_HEADS: tl.constexpr, GROUP: tl.constexpr, GROUP_ROWS: tl.constexpr,
-    D: tl.constexpr, BLOCK: tl.constexpr, SPLITS: tl.constexpr, BY_SLOT: tl.constexpr,
+    WINDOW: tl.constexpr, KEY_HEADS: tl.constexpr, GROUP: tl.constexpr, ROWS: tl.constexpr,
+    D: tl.constexpr, BLOCK: tl.constexpr, SPLITS: tl.constexpr, LEAST: tl.constexpr,
+    BY_SLOT: tl.constexpr,
 ):  # fmt: skip
     row, head, split = tl.program_id(0).to(tl.int64), tl.program_id(1), tl.program_id(2)
     slot = tl.load(slots + row).to(tl.int64)
     place = row
     if BY_SLOT:
         place = slot
-    length = tl.load(positions + place) + 1
-    first = 0
-    if WINDOW > 0:
-        first = tl.maximum(length - WINDOW, 0)
-    first_block = first // BLOCK
-    blocks = tl.cdiv(length, BLOCK) - first_block
-    each = tl.cdiv(blocks, SPLITS)
-    active = tl.cdiv(blocks, each)
+    position = tl.load(positions + place)
+    first, begin, end, active = span(position, split, WINDOW, SPLITS, BLOCK, LEAST)
     if split < active:
-        begin = (first_block + split * each) * BLOCK
-        end = tl.minimum(begin + each * BLOCK, length)
-        group, at = tl.arange(0, GROUP_ROWS), tl.arange(0, D)
-        is_query = group < GROUP
-        query_at = row * row_stride + (head * GROUP + group[:, None]) * D + at[None, :]
-        q = tl.load(qkv + query_at, mask=is_query[:, None], other=0.0)
-        best = tl.full([GROUP_ROWS], float("-inf"), tl.float32)
-        total = tl.zeros([GROUP_ROWS], tl.float32)
-        acc = tl.zeros([GROUP_ROWS, D], tl.float32)
-        pages = table + slot * table_stride
-        key_base, value_base = (
-            keys + head.to(tl.int64) * head_stride,
-            values + head.to(tl.int64) * head_stride,
-        )
-        for start in range(begin, end, BLOCK):
-            position = start + tl.arange(0, BLOCK)
-            is_seen = (position >= first) & (position < length)
-            page = tl.load(pages + position // PAGE, mask=is_seen, other=0).to(tl.int64)
-            stored = (page * PAGE + position % PAGE) * D
-            k = tl.load(key_base + stored[None, :] + at[:, None], mask=is_seen[None, :], other=0.0)
-            v = tl.load(
-                value_base + stored[:, None] + at[None, :], mask=is_seen[:, None], other=0.0
-            )
-            scores = tl.dot(q, k, input_precision="ieee") * scale
-            scores = tl.where(is_seen[None, :], scores, float("-inf"))
-            new_best = tl.maximum(best, tl.max(scores, 1))
-            shrink = tl.exp(best - new_best)
-            weights = tl.exp(scores - new_best[:, None])
-            total = total * shrink + tl.sum(weights, 1)
-            acc = acc * shrink[:, None]
-            acc = tl.dot(weights.to(v.dtype), v, acc, input_precision="ieee")
-            best = new_best
-        out_at = (
-            out + row * (KEY_HEADS * GROUP * D) + (head * GROUP + group[:, None]) * D + at[None, :]
-        )
+        group, at = tl.arange(0, ROWS), tl.arange(0, D)
+        is_query = (group < GROUP)[:, None]
+        head_at = (head * GROUP + group[:, None]) * D + at[None, :]
+        q = tl.load(qkv + row * row_stride + head_at, mask=is_query, other=0.0)
+        acc, best, total = read_pages(
+            q, keys, values, table + slot * table_stride, head.to(tl.int64) * head_stride,
+            first, position, begin, end, scale, ROWS, D, BLOCK,
+        )  # fmt: skip
+        out_row = out + row * (KEY_HEADS * GROUP * D)
         if SPLITS == 1:
-            tl.store(out_at, acc / total[:, None], mask=is_query[:, None])
+            tl.store(out_row + head_at, acc / total[:, None], mask=is_query)
         else:
-            share = (row * KEY_HEADS + head) * SPLITS + split
-            sums_at = part_sums + share * 2 * GROUP_ROWS + group
-            tl.store(part_out + (share * GROUP_ROWS + group[:, None]) * D + at[None, :], acc)
-            tl.store(sums_at, best)
-            tl.store(sums_at + GROUP_ROWS, total)
-            tl.debug_barrier()
-            counter = counters + row * KEY_HEADS + head
-            if tl.atomic_add(counter, 1, sem="acq_rel") == active - 1:
-                tl.debug_barrier()
-                _join(out_at, part_out, part_sums, share - split, active, GROUP, GROUP_ROWS, D)
-                tl.store(counter, 0)
+            number = row * KEY_HEADS + head
+            finish(
+                acc, best, total, out_row + head * GROUP * D, part_out, part_sums,
+                counters + number, number * SPLITS + split, split, active, GROUP, ROWS, D, SPLITS,
+            )  # fmt: skip
 
 
 @triton.jit
 def _join(
-    out_at, part_out, part_sums, first_share, active,
-    GROUP: tl.constexpr, GROUP_ROWS: tl.constexpr, D: tl.constexpr,
+    out_row, part_out, part_sums, first_share, active,
+    GROUP: tl.constexpr, D: tl.constexpr, SPLITS: tl.constexpr, TOGETHER: tl.constexpr,
 ):  # fmt: skip
-    """The weighted mean of the shares of one row, in their order."""
-    group, at = tl.arange(0, GROUP_ROWS), tl.arange(0, D)
-    best = tl.full([GROUP_ROWS], float("-inf"), tl.float32)
-    total = tl.zeros([GROUP_ROWS], tl.float32)
-    acc = tl.zeros([GROUP_ROWS, D], tl.float32)
-    for index in range(active):
-        share = first_share + index
-        sums_at = part_sums + share * 2 * GROUP_ROWS + group
-        share_best = tl.load(sums_at, cache_modifier=".cg")
-        share_total = tl.load(sums_at + GROUP_ROWS, cache_modifier=".cg")
-        part_at = part_out + (share * GROUP_ROWS + group[:, None]) * D + at[None, :]
-        part = tl.load(part_at, cache_modifier=".cg")
-        new_best = tl.maximum(best, share_best)
-        old_scale, share_scale = tl.exp(best - new_best), tl.exp(share_best - new_best)
-        acc = acc * old_scale[:, None] + part * share_scale[:, None]
-        total = total * old_scale + share_total * share_scale
-        best = new_best
-    tl.store(out_at, acc / total[:, None], mask=group[:, None] < GROUP)
+    """The weighted mean of the shares of one row, in their order; G queries of D at `out_row`."""
+    group, at = tl.arange(0, GROUP), tl.arange(0, D)
+    number = tl.arange(0, SPLITS)
+    exists = (number < active)[:, None]
+    sums_at = part_sums + (first_share + number[:, None]) * 2 * GROUP + group[None, :]
+    bests = tl.load(sums_at, mask=exists, other=float("-inf"), cache_modifier=".cg")
+    totals = tl.load(sums_at + GROUP, mask=exists, other=0.0, cache_modifier=".cg")
+    best = tl.max(bests, 0)
+    total = tl.sum(totals * tl.exp(bests - best[None, :]), 0)
+    acc = tl.zeros([GROUP, D], tl.float32)
+    for start in range(0, active, TOGETHER):
+        some = start + tl.arange(0, TOGETHER)
+        is_there = (some < active)[:, None]
+        share = first_share + some[:, None]
+        share_at = part_sums + share * 2 * GROUP + group[None, :]
+        share_best = tl.load(share_at, mask=is_there, other=float("-inf"), cache_modifier=".cg")
+        part_at = part_out + (share * GROUP + group[None, :])[:, :, None] * D + at[None, None, :]
+        part = tl.load(part_at, mask=is_there[:, :, None], other=0.0, cache_modifier=".cg")
+        acc += tl.sum(part * tl.exp(share_best - best[None, :])[:, :, None], 0)
+    tl.store(out_row + group[:, None] * D + at[None, :], acc / total[:, None])

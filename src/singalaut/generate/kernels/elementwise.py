@@ -1,7 +1,7 @@
 """What lies between the matrix products of a layer, fused so that each value is read once.
 
-Rounding is that of the network in `model/gemma3.py`: norms in float32, their result in the dtype of
-the activations, products and sums of RoPE and of the residual stream rounded one by one.
+Rounding is that of the network in `model/gemma3.py`: the residual stream `x` in float32, norms in
+float32 and their result in the dtype of the weights, products and sums of RoPE rounded one by one.
 
 Shapes: R rows (tokens), W hidden width, H query heads, K key heads, D head width, I inner width.
 """
@@ -14,7 +14,9 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-PAGE = tl.constexpr(16)
+from singalaut.model.paged import PAGE_TOKENS
+
+PAGE = tl.constexpr(PAGE_TOKENS)
 
 
 def embed(
@@ -64,7 +66,7 @@ def finish_qkv(
     """Norm and RoPE of queries and keys in place; keys and values also go to their pages.
 
     `qkv` is [R, (H + 2 K) · D], `cos` and `sin` [positions, D / 2], `table` pages by slot, `keys`
-    and `values` the store of one layer, [K, P, 16, D].
+    and `values` the store of one layer, [K, P, 32, D].
     """
     key_heads, _, _, width = keys.shape
     _finish_qkv[qkv.shape[0], heads + 2 * key_heads](
@@ -114,7 +116,7 @@ def _embed(
     at = tl.arange(0, BLOCK)
     inside = at < WIDTH
     values = tl.load(table + token * WIDTH + at, mask=inside, other=0.0)
-    embedded = (values.to(tl.float32) * scale).to(x.dtype.element_ty)
+    embedded = (values.to(tl.float32) * scale).to(table.dtype.element_ty)
     tl.store(x + row * WIDTH + at, embedded, mask=inside)
     weight = tl.load(norm + at, mask=inside, other=0.0).to(tl.float32)
     tl.store(h + row * WIDTH + at, normed(embedded.to(tl.float32), weight, eps, WIDTH), mask=inside)
@@ -128,11 +130,10 @@ def _add_norms(x, y, post, following, eps, h, WIDTH: tl.constexpr, BLOCK: tl.con
     old = tl.load(x + row * WIDTH + at, mask=inside, other=0.0).to(tl.float32)
     added = tl.load(y + row * WIDTH + at, mask=inside, other=0.0).to(tl.float32)
     weight = tl.load(post + at, mask=inside, other=0.0).to(tl.float32)
-    added = normed(added, weight, eps, WIDTH).to(x.dtype.element_ty).to(tl.float32)
-    new = (old + added).to(x.dtype.element_ty)
+    new = old + normed(added, weight, eps, WIDTH)
     tl.store(x + row * WIDTH + at, new, mask=inside)
     weight = tl.load(following + at, mask=inside, other=0.0).to(tl.float32)
-    tl.store(h + row * WIDTH + at, normed(new.to(tl.float32), weight, eps, WIDTH), mask=inside)
+    tl.store(h + row * WIDTH + at, normed(new, weight, eps, WIDTH), mask=inside)
 
 
 @triton.jit

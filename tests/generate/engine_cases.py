@@ -1,0 +1,74 @@
+"""Small models, answers and what plain passes say of them, for tests of runners on any device."""
+
+from __future__ import annotations
+
+from array import array
+from dataclasses import replace
+
+import torch
+
+from singalaut.contracts import Request, SamplingParams
+from singalaut.generate.answer import Answer
+from singalaut.generate.core import Core
+from singalaut.model.config import SIZES
+from singalaut.model.gemma3 import Gemma3, initialise
+
+VOCAB = 6000
+
+
+class Ids:
+    """A tokenizer that only knows how many tokens there are."""
+
+    image_ids = None
+    end_of_turn_id = 106
+
+    def __init__(self, vocab_size: int = VOCAB):
+        self.vocab_size = vocab_size
+
+    def bytes_of(self, ids, *, skip_control=True) -> bytes:
+        return b"x" * len(list(ids))
+
+
+def small(size: str, **changes) -> Gemma3:
+    """A published size with less depth and 64 embedding rows beyond the tokenizer."""
+    changes = {
+        "num_layers": 7,
+        "window": 128,
+        "max_positions": 2048,
+        "vocab_size": VOCAB,
+        **changes,
+    }
+    changes["vocab_size"] += 64
+    return initialise(Gemma3(replace(SIZES[size], **changes)), seed=3).eval()
+
+
+def answer(prompt: list[int], order: int, **params) -> Answer:
+    sampling = SamplingParams(logprobs=True, ignore_eos=True, **params)
+    return Answer(
+        request=Request(prompt, sampling), index=0, tokens=array("i", prompt),
+        num_prompt=len(prompt), marked=array("q", prompt), images=None, image_runs=[],
+        seed=order, limit=sampling.max_tokens, stop_ids=frozenset(), order=(0, order),
+        deadline=None, listener=lambda _: None, decoder=None,
+    )  # fmt: skip
+
+
+def run(core: Core, answers: list[Answer]) -> None:
+    for each in answers:
+        core.add(each)
+    for _ in range(3000):
+        if not core.is_busy:
+            return
+        core.step()
+    raise AssertionError("a request is stuck")
+
+
+def difference(core: Core, each: Answer) -> torch.Tensor:
+    """Log-probabilities that the engine gave, less those of one plain pass over the tokens."""
+    model = core.model
+    with torch.inference_mode():
+        tokens = torch.tensor([each.tokens.tolist()], device=model.embedding.weight.device)
+        hidden = model(tokens)[0, each.num_prompt - 1 : -1]
+        table = model.embedding.weight[: core.tokenizer.vocab_size]
+        logprobs = (hidden.float() @ table.float().T).log_softmax(-1)
+    chosen = logprobs.gather(1, tokens[0, each.num_prompt :, None])[:, 0]
+    return torch.tensor(each.logprobs, device=tokens.device) - chosen

@@ -1,0 +1,57 @@
+"""The engine's kernels on the device, in both dtypes, at the widths of the published sizes."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "generate"))
+import kernel_cases as cases
+
+pytestmark = [
+    pytest.mark.gpu,
+    pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device"),
+]
+WIDTHS = (640, 1152, 2560, 3840, 5376)
+DTYPES = (torch.float32, torch.bfloat16)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("width", WIDTHS)
+def test_elementwise(width, dtype):
+    cases.check_embed("cuda", dtype, width)
+    cases.check_add_norms("cuda", dtype, width)
+    cases.check_gelu_mul("cuda", dtype, width)
+    cases.check_finish_qkv("cuda", dtype)
+    cases.check_set_pages("cuda")
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("splits", [1, 2, 16])
+@pytest.mark.parametrize("shape", [(1, 4, 256), (4, 2, 256), (16, 2, 128)])
+@pytest.mark.parametrize("window", [None, 512])
+def test_attention(window, shape, splits, dtype):
+    key_heads, group, width = shape
+    lengths = [1, 32, 33, 511, 512, 513, 1025, 3000]
+    cases.check_attention("cuda", dtype, lengths, splits, window, key_heads, group, width)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("splits", [1, 16])
+@pytest.mark.parametrize("shape", [(1, 4, 256), (4, 2, 256), (16, 2, 128)])
+@pytest.mark.parametrize("length", [1, 64, 513, 2000])
+def test_attention_of_one_row(length, shape, splits, dtype):
+    for window in (None, 512):
+        cases.check_attend_row("cuda", dtype, length, splits, window, *shape)
+
+
+@pytest.mark.parametrize("width", WIDTHS)
+def test_one_row(width):
+    cases.check_single("cuda", torch.bfloat16, width, inner=3 * width)
+
+
+def test_sampling():
+    cases.check_sampling("cuda", vocab=262_144, rows=64)
