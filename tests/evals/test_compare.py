@@ -132,8 +132,23 @@ def test_sides_that_cannot_be_compared_are_refused(new_bench, tmp_path):
     thai = new_bench("thai")
     thai.run({"m": lambda p: "คำตอบ: แง่บวก"}, tasks=("sentiment",), languages=("th",))
     indonesian = evaluated(new_bench("indonesian"), 0.5)
-    with pytest.raises(RecipeError, match="no question in common"):
+    with pytest.raises(RecipeError, match="no scored question in common"):
         compare(open_side(str(thai.work.path)), open_side(str(indonesian)))
     next((indonesian / "responses" / "m").iterdir()).write_text("{broken", "utf-8")
     with pytest.raises(ArtifactError, match="cannot be read"):
         compare(open_side(str(indonesian)), open_side(str(indonesian)))
+
+
+def test_what_nobody_scored_is_named_and_left_out(new_bench):
+    """Such as conversations without a judge."""
+    bench = new_bench("both")
+    bench.run({"m": lambda prompt: "Jawaban: Positif"}, tasks=("sentiment",))
+    file = bench.work.path / "responses" / "m" / "sentiment.th.jsonl"
+    rows = bench.rows("m", "sentiment.th")
+    for row in rows:
+        row["runs"] = [run | {"score": None} for run in row["runs"]]
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows), "utf-8")
+    side = open_side(str(bench.work.path))
+    found = compare(side, side)
+    assert found["cells_not_comparable"] == ["sentiment.th"]
+    assert [row["name"] for row in found["rows"] if row["kind"] == "cell"] == ["sentiment.id"]

@@ -82,7 +82,7 @@ def test_intervals_have_the_width_of_repeated_experiments():
     values = (generator.random((runs, size)) < generator.choice(chances, size)).astype(float)
     measure = strata_of(values, [""] * size)
     samples = resampled(measure, resample_weights(measure.strata, 2000, 1, "x"))
-    low, high = interval(samples)
+    low, high = interval(samples, point(measure)[0])
     assert (high - low) == pytest.approx(2 * 1.96 * np.std(drawn), rel=0.15)
     assert low < point(measure)[0] < high
     # an interval that forgets that runs share their questions would be narrower

@@ -166,7 +166,10 @@ def compare(
         if count:
             print(f"{count} questions are only in the {side} evaluation", file=sys.stderr)
     for name in found["cells_not_comparable"]:
-        print(f"{name}: not comparable, other metric or questions", file=sys.stderr)
+        print(
+            f"{name}: not comparable: not scored, another metric, or other questions",
+            file=sys.stderr,
+        )
 
 
 @eval_app.command("tasks")
@@ -198,7 +201,11 @@ def tasks(
                 print(f"--- {role}\n{text}")
     else:
         names = ("task", "language", "metric", "rows", "counted", "chance", "licence", "problems")
-        print(table([{name: entry[name] for name in names} for entry in entries]))
+        shown = [{name: entry[name] for name in names} for entry in entries]
+        for row in shown:
+            row["counted"] = "yes" if row["counted"] else "extra"
+            row["chance"] = None if row["chance"] is None else f"{100 * row['chance']:.1f} %"
+        print(table(shown))
         print()
         print(table(coverage(loaded)))
     lost = sum(entry["lost"] for entry in entries)

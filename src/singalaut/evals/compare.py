@@ -17,7 +17,7 @@ import numpy as np
 from singalaut.errors import ArtifactError, RecipeError
 from singalaut.evals.aggregate import Leaf, Node, Summary, summarise
 from singalaut.evals.chrf import Chrf
-from singalaut.evals.measure import Corpus, Measure, holm, interval, p_value, strata_of
+from singalaut.evals.measure import Corpus, Measure, holm, interval, p_value, point, strata_of
 from singalaut.evals.output import load_results
 from singalaut.evals.results import folder_name
 from singalaut.evals.scored import number
@@ -99,10 +99,13 @@ def compare(first: Side, second: Side, *, resamples: int = 2000, seed: int = 0) 
             _leaf(side, task, language, [found[key] for key in shared])
             for side, found in zip((first, second), rows, strict=True)
         ]
+        if any(np.isnan(point(leaf.measure)[0]) for leaf in leaves):  # such as without a judge
+            unlike.append(f"{task}.{language}")
+            continue
         pairs.append((leaves[0], leaves[1]))
     if not pairs:
         raise RecipeError(
-            "the two evaluations have no question in common",
+            "the two evaluations have no scored question in common",
             where=f"{first.folder}, {second.folder}",
             hint="evaluate both on the same pack and profile",
         )
@@ -198,7 +201,7 @@ def _rows(
 
 def _row(kind: str, name: str, first: Node, second: Node) -> dict[str, Any]:
     differences = second.samples - first.samples
-    low, high = interval(differences)
+    low, high = interval(differences, second.score - first.score)
     return {
         "kind": kind,
         "name": name,

@@ -131,11 +131,14 @@ def resampled(measure: Measure, weights: NDArray[np.float32]) -> Floats:
     return _nan_mean(measure.normalised(measure.by_run(weights)))
 
 
-def interval(samples: Floats, level: float = 0.95) -> tuple[float, float]:
-    """The middle `level` of resampled scores."""
+def interval(samples: Floats, score: float, level: float = 0.95) -> tuple[float, float]:
+    """The middle `level` of resampled scores, reaching to the score itself.
+
+    Near chance it would not always: what falls below counts nothing, so resamples lie higher.
+    """
     rest = 100 * (1 - level) / 2
     low, high = np.nanpercentile(samples, [rest, 100 - rest])
-    return float(low), float(high)
+    return min(float(low), score), max(float(high), score)
 
 
 def p_value(differences: Floats) -> float:

@@ -216,7 +216,7 @@ def _figures(node: Node) -> dict[str, Any]:
 def _interval(node: Node) -> list[float | None]:
     if np.isnan(node.samples).all():
         return [None, None]
-    return [number(100 * bound) for bound in interval(node.samples)]
+    return [number(100 * bound) for bound in interval(node.samples, node.score)]
 
 
 def _pool(cells: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
