@@ -88,9 +88,9 @@ def main() -> None:
 def overhead(pack: Path, folder: Path) -> dict[str, float]:
     """One evaluation: requests, seconds of the clock and of the processor, without the pack."""
     config = EvaluateConfig(models=("null",), pack=str(pack), extras=True)
-    begin = time.perf_counter()
+    begin, before = time.perf_counter(), processor_seconds()
     cells = read_cells(load_pack(pack), config)
-    reading = time.perf_counter() - begin
+    reading, reading_used = time.perf_counter() - begin, processor_seconds() - before
     answers = {}
     for cell in cells:
         for example in cell.examples:
@@ -99,7 +99,7 @@ def overhead(pack: Path, folder: Path) -> dict[str, float]:
     work = Work(folder)
     folder.mkdir(exist_ok=True)
     warm()
-    begin, before = time.perf_counter(), resource.getrusage(resource.RUSAGE_SELF)
+    begin, before = time.perf_counter(), processor_seconds()
     run_evaluate(
         config,
         subjects={"null": Subject("null", lambda: NullEngine(answers))},  # type: ignore[arg-type,return-value]
@@ -109,12 +109,16 @@ def overhead(pack: Path, folder: Path) -> dict[str, float]:
         store=folder / "store.sqlite",
     )
     seconds = time.perf_counter() - begin - reading
-    after = resource.getrusage(resource.RUSAGE_SELF)
-    used = after.ru_utime - before.ru_utime + after.ru_stime - before.ru_stime - reading
+    used = processor_seconds() - before - reading_used
     timing = work.facts["timing"]["null"]
     requests = timing["asked"] + timing["replayed"]
     print(f"{requests} requests, {seconds:.1f} s, {used:.1f} s of processor", file=sys.stderr)
     return {"requests": requests, "seconds": seconds, "processor": used, "reading": reading}
+
+
+def processor_seconds() -> float:
+    used = resource.getrusage(resource.RUSAGE_SELF)
+    return used.ru_utime + used.ru_stime
 
 
 def warm() -> None:
