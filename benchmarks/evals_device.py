@@ -41,6 +41,7 @@ def main() -> None:
     parser.add_argument("--size", default="270m", choices=sorted(SIZES))
     parser.add_argument("--profile", default="card")
     parser.add_argument("--limit", type=int, default=100)
+    parser.add_argument("--task", action="append", default=[], help="only this task")
     parser.add_argument("--batch-size", type=int)
     options = parser.parse_args()
     if options.model is None and options.tokenizer is None:
@@ -50,7 +51,8 @@ def main() -> None:
         model = options.model
         if model is None:
             model = random_model(options.size, options.tokenizer, Path(folder) / "model")
-        asked = {"pack": str(options.pack), "profile": options.profile, "limit": options.limit}
+        asked = {name: getattr(options, name) for name in ("profile", "limit")}
+        asked |= {"pack": str(options.pack), "tasks": tuple(options.task)}
         config = EvaluateConfig.model_validate(
             {"models": ("model",), **asked, "extras": True, "protocol": {"seeds": 1}}
         )
