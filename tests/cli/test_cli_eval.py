@@ -167,6 +167,7 @@ def test_an_endpoint_is_evaluated_and_asked_once(cli, endpoint):
         ("eval", "name one with `--model`, `--endpoint` or `--recorded`"),
         ("eval --endpoint http://x/v1", "does not name a model"),
         ("eval --endpoint x#m", "http"),
+        ("eval --recorded ok.jsonl --judge http://x/v1", "where: --judge"),
         ("eval --recorded none.jsonl", "none.jsonl"),
         ("eval --recorded bad.jsonl", "a recorded answer needs `response`"),
         ("eval --recorded ok.jsonl --profile v9", "v9"),
@@ -179,6 +180,7 @@ def test_an_endpoint_is_evaluated_and_asked_once(cli, endpoint):
         ("eval tasks --pack none", "is not a folder"),
         ("eval contamination none.jsonl", "none.jsonl"),
         ("eval fetch out --pack demo --task x", "has no task `x`"),
+        ("eval fetch out --pack demo", "none of these tasks has rows on the hub"),
     ],
 )
 def test_bad_input_is_told_with_exit_code_2(cli, tmp_path, words, message):
@@ -199,3 +201,25 @@ def test_answers_that_are_missing_fail_the_run_unless_allowed(cli, answers):
     allowed = cli(*words, "--set", "evaluate.protocol.allowed_failures=1")
     results = json.loads((folder_of(allowed) / "results" / "results.json").read_text("utf-8"))
     assert results["models"]["some"]["tasks"]["sentiment"]["en"]["failed"] >= 1
+
+
+def test_settings_that_change_nothing_are_told_of(cli, answers):
+    words = ("eval", "--recorded", "right.jsonl", "--language", "th", "--seeds", "1")
+    judge = ("--judge", "http://x/v1#m", "--metricx", str(answers), "--task", "sentiment")
+    shots = ("--set", "evaluate.protocol.shots=2")
+    told = cli(*words, *judge, *shots).stderr
+    assert "none of these tasks needs the judge" in told
+    assert "none of these tasks is scored by MetricX" in told
+    assert "asked without worked examples, as there are none: sentiment.th" in told
+
+
+def test_a_task_without_any_answer_has_no_score(cli, answers):
+    (answers / "none.jsonl").write_text('{"id": "x", "response": "y"}\n')
+    tasks = [word for name in ("sentiment", "translation-en-xx") for word in ("--task", name)]
+    allowed = ("--set", "evaluate.protocol.allowed_failures=1")
+    ran = cli("eval", "--recorded", "none.jsonl", *tasks, "--language", "th", *allowed)
+    results = json.loads((folder_of(ran) / "results" / "results.json").read_text("utf-8"))
+    found = results["models"]["none"]
+    cells = [found["tasks"][name]["th"] for name in ("sentiment", "translation-en-xx")]
+    assert [cell["score"] for cell in cells] == [None, None] and found["overall"] == {"n": 0}
+    assert "RuntimeWarning" not in ran.stderr

@@ -7,6 +7,7 @@ from dataclasses import replace
 
 import pytest
 
+from singalaut.errors import DataError
 from singalaut.evals.hub import fetch_rows, split_patterns
 from singalaut.evals.tasks import choose
 
@@ -98,3 +99,6 @@ def test_files_of_other_forms_are_told_of(pack, tmp_path):
             list_files=lambda repository, names=names: names,
         )
         assert state in report[0]["state"]
+    task, language = spec(pack)
+    with pytest.raises(DataError, match="none of these tasks has rows on the hub"):
+        fetch_rows([(task, replace(language, hub=None))], tmp_path)

@@ -103,6 +103,17 @@ def test_corpus_scores_are_resampled_as_corpora():
     np.testing.assert_allclose(resampled(measure, weights) * 100, wanted, rtol=1e-5)
 
 
+def test_a_corpus_without_answers_has_no_score():
+    one = Chrf([["satu dua tiga"], ["empat lima"]]).statistics(["satu dua", ""])
+    run = Corpus(np.stack([one, np.zeros_like(one)])).by_run()
+    assert run[0] > 0 and np.isnan(run[1])
+    nothing = Corpus(np.zeros_like(one)[None])
+    assert np.isnan(point(nothing)).all()
+    assert np.isnan(resampled(nothing, np.ones((2, 2), np.float32))).all()
+    empty = Chrf([["satu"]]).statistics([""])[None]
+    assert point(Corpus(empty)) == (0.0, 0.0)  # an answer, though an empty one
+
+
 @given(
     st.lists(
         st.lists(st.sampled_from([0.0, 1.0, 0.5, NAN]), min_size=6, max_size=6),

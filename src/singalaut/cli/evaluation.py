@@ -103,7 +103,7 @@ def evaluate(
         "limit": limit,
         "protocol": None if seeds is None else {"seeds": seeds},
         "temperature": temperature,
-        "judge": None if judge is None else _address(judge, key_variable),
+        "judge": None if judge is None else _address(judge, key_variable, "--judge"),
         "metricx": metricx,
         "batch_size": batch_size,
     }
@@ -288,18 +288,18 @@ def _pack(
 
 
 def _endpoint(text: str, key_variable: str | None, taken: list[str]) -> dict[str, Any]:
-    address = _address(text, key_variable)
+    address = _address(text, key_variable, "--endpoint")
     return {"name": _name(address["model"].rpartition("/")[2], taken), **address}
 
 
-def _address(text: str, key_variable: str | None) -> dict[str, Any]:
+def _address(text: str, key_variable: str | None, option: str) -> dict[str, Any]:
     """`URL#MODEL` as settings; several addresses may be joined by commas."""
     from singalaut.errors import RecipeError
 
     urls, _, name = text.partition("#")
     if not name:
-        hint = "as in `--endpoint http://localhost:8000/v1#my-model`"
-        raise RecipeError(f"`{text}` does not name a model", where="--endpoint", hint=hint)
+        hint = f"as in `{option} http://localhost:8000/v1#my-model`"
+        raise RecipeError(f"`{text}` does not name a model", where=option, hint=hint)
     return {"urls": urls.split(","), "model": name, "key_variable": key_variable or ""}
 
 

@@ -120,6 +120,12 @@ def read_cells(pack: Pack, config: EvaluateConfig) -> list[Cell]:
             hint="give the folder that has them with `--data`, or fetch them: `eval fetch`",
         )
     cells = [read_cell(task, spec, config.limit, shots) for task, spec in there]
+    bare = [cell.name for cell in cells if cell.language.examples is None] if shots else []
+    if bare:
+        more = f" and {len(bare) - 3} more" if len(bare) > 3 else ""
+        log.warning(
+            "asked without worked examples, as there are none: %s%s", ", ".join(bare[:3]), more
+        )
     for cell in cells:
         if cell.problems.lost:
             first = cell.problems.first[0]

@@ -32,6 +32,7 @@ def fetch_rows(
     """Write the rows of the wanted tasks and languages below `output`; what was done with each.
 
     A data set that cannot be had (most ask for an account and consent) is told of, not raised.
+    Raises: DataError where none of the tasks names a data set.
     """
     get, names = download or _download, list_files or _list_files
     report = []
@@ -43,6 +44,11 @@ def fetch_rows(
             state = _fetch(output, repository, config, split, get, names)
             entry = {"task": task.name, "language": spec.language, "source": repository}
             report.append(entry | {"split": split, "state": state})
+    if not report:
+        raise DataError(
+            "none of these tasks has rows on the hub",
+            hint="only SEA-HELM's own task files name them",
+        )
     return report
 
 

@@ -63,7 +63,7 @@ class Strata:
 
 @dataclass(frozen=True)
 class Corpus:
-    """chrF++ of `statistics` [R, N, 24] summed over questions; a question without answer is 0."""
+    """chrF++ of `statistics` [R, N, 24] summed over questions; one without an answer has zeros."""
 
     statistics: NDArray[np.int64]
 
@@ -72,11 +72,12 @@ class Corpus:
         return np.zeros(self.statistics.shape[1], np.int64)
 
     def by_run(self, weights: NDArray[np.float32] | None = None) -> Floats:
-        """Score of each run, [R], or of each resample and run, [B, R]."""
-        if weights is None:
-            return chrf_score(self.statistics.sum(1)) / 100
-        sums = np.einsum("bn,rnk->brk", weights, self.statistics.astype(np.float32), optimize=True)
-        return chrf_score(sums) / 100
+        """Score of each run, [R], or of each resample and run, [B, R]; NaN without an answer."""
+        sums: NDArray[Any] = self.statistics.sum(1)
+        if weights is not None:
+            counts = self.statistics.astype(np.float32)
+            sums = np.einsum("bn,rnk->brk", weights, counts, optimize=True)
+        return np.where(sums.any(-1), chrf_score(sums) / 100, np.nan)
 
     def normalised(self, scores: Floats) -> Floats:
         return scores

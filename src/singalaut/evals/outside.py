@@ -53,6 +53,10 @@ class Outsiders:
         for cell in cells:
             if cell.task.kind in JUDGED and judge is None:
                 log.warning("%s: not scored, as no judge is given", cell.name)
+        if judge is not None and not any(cell.task.kind in JUDGED for cell in cells):
+            log.warning("none of these tasks needs the judge")
+        if metricx is not None and not any("metricx" in cell.task.metrics for cell in cells):
+            log.warning("none of these tasks is scored by MetricX")
 
     def waits_for(self, cell: Cell) -> bool:
         """Whether a cell cannot be scored before others have been heard."""

@@ -65,7 +65,7 @@ def cell_figures(scored: Scored, node: Node, failed: int) -> dict[str, Any]:
         "by_run": [number(value) for value in by_run],
         "metrics": metrics,
         "distribution": scored.distribution,
-        "extracted": 1 - lost / answered,
+        "extracted": 1 - lost / answered if scored.answered else 0.0,
         "truncated": scored.counts["truncated"] / answered,
         "wrong_language": scored.counts["wrong_language"] / answered,
         "counts": counts,
@@ -73,7 +73,7 @@ def cell_figures(scored: Scored, node: Node, failed: int) -> dict[str, Any]:
         "rows_left_out": scored.cell.problems.lost,
         "row_problems": dict(scored.cell.problems.counts),
     }
-    if len(by_run) > 1:
+    if np.count_nonzero(~np.isnan(by_run)) > 1:
         figures["deviation_between_runs"] = number(float(np.nanstd(by_run, ddof=1)))
     if scored.robust is not None:
         figures["robust"] = percent(scored.robust)
