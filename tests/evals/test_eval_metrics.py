@@ -23,7 +23,7 @@ from singalaut.evals.metrics import (
     rouge_l,
     token_f1,
 )
-from singalaut.evals.words import burmese_syllables, f1_words, pieces, rouge_words
+from singalaut.evals.words import LONGEST_THAI, burmese_syllables, f1_words, pieces, rouge_words
 
 COUNT = 2000
 LABELS = ("x", "y", "z")
@@ -269,6 +269,13 @@ def test_token_f1_is_that_of_the_published_rule(language):
         same = any(normal(response) == normal(gold) for gold in golds)
         assert exact_match(cut(response), words) == float(same)
     assert token_f1(["a", "b"], [["b", "c"]]) == 0.5 != exact_match(["a", "b"], [["b", "c"]])
+
+
+def test_thai_of_any_length_is_cut_without_loss():
+    text = "ประเทศไทย" * (LONGEST_THAI // 9) + "x" * 3 * LONGEST_THAI
+    found = f1_words("th")(text)
+    assert "".join(found) == text and found[:4] == f1_words("th")("ประเทศไทย" * 4)[:4]
+    assert f1_words("th")("") == []
 
 
 @given(PAIRS, st.randoms())

@@ -17,6 +17,9 @@ from typing import Any
 from singalaut.text.segmentation import tokens
 
 Words = Callable[[str], list[str]]
+# characters cut at once: time grows with their square, and no answer within a task's limits has
+# so many
+LONGEST_THAI = 20_000
 NO_PUNCTUATION = str.maketrans("", "", string.punctuation)
 CJK = re.compile(
     "([\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff"
@@ -132,7 +135,8 @@ def words_used() -> dict[str, str]:
 def _thai(text: str) -> list[str]:
     from pythainlp.tokenize import word_tokenize
 
-    return word_tokenize(text, engine="newmm")
+    parts = [text[place : place + LONGEST_THAI] for place in range(0, len(text), LONGEST_THAI)]
+    return [word for part in parts for word in word_tokenize(part, engine="newmm")]
 
 
 def _chinese(text: str) -> list[str]:
