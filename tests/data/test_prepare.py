@@ -97,6 +97,17 @@ def test_every_bad_row_is_counted_and_shown(tmp_path, prepare):
     assert "<script" not in page and "http" not in page and "a message has the role" in page
 
 
+def test_turns_out_of_order_are_joined_and_counted(tmp_path, prepare):
+    twice = {"messages": [turn("user", "a"), turn("user", "b"), turn("assistant", "c")]}
+    once = conversation("a\n\nb", "c")
+    file = write_rows(tmp_path / "rows.jsonl", [*good_rows(3), twice, once])
+    work = prepare([file], clean={"duplicates": False})
+    report = json.loads((work.path / "report" / "report.json").read_bytes())
+    assert (report["joined"], report["sources"][0]["joined"], report["kept"]) == (1, 1, 5)
+    store = Store.open(work.path / "data")
+    assert store.words(3).tolist() == store.words(4).tolist()
+
+
 def test_too_many_bad_rows_stop_the_stage(tmp_path, prepare):
     bad = BAD_ROWS["there is no assistant turn"]
     file = write_rows(tmp_path / "rows.jsonl", [*good_rows(98), bad, bad])
@@ -104,7 +115,7 @@ def test_too_many_bad_rows_stop_the_stage(tmp_path, prepare):
         prepare([file])
     message = str(caught.value)
     assert "2.0% of `rows` cannot be used: there is no assistant turn (2)" in message
-    assert "rows.jsonl, row 99" in message and "max_bad_share" in message
+    assert "rows.jsonl, row 99" in message and "max_bad_share" in message and "`columns`" in message
     assert reasons(prepare([file], max_bad_share=0.02)) == {"there is no assistant turn": 2}
     with pytest.raises(DataError, match="no row is left: longer than 5 tokens"):
         prepare([file], name="other", max_tokens=5, max_bad_share=0.02)
@@ -259,8 +270,9 @@ def test_a_source_that_disappears(tmp_path, prepare, monkeypatch):
         return real(job, number, piece, folder)
 
     monkeypatch.setattr(workers, "tokenise_piece", disappears)
-    with pytest.raises(DataError, match=r"of `b` cannot be used: no such file"):
+    with pytest.raises(DataError, match=r"of `b` cannot be used: no such file") as caught:
         prepare(files)
+    assert "bring the file back" in str(caught.value)
     assert away.exists()
     shutil.copy2(away, files[1])
     monkeypatch.setattr(workers, "tokenise_piece", real)

@@ -35,6 +35,8 @@ def _line(source: dict[str, Any]) -> dict[str, Any]:
         "rows": source["rows"],
         "kept": source["kept"],
         "left out": source["rows"] - source["kept"],
+        "shortened": source["cut"],
+        "joined": source["joined"],
         "tokens": source["tokens"],
         "learned": source["learned"],
     }

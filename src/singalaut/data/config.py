@@ -104,7 +104,7 @@ class MixConfig(Settings):
 class PrepareConfig(StageSettings):
     """Reads, cleans and tokenises rows into a store that training maps into memory."""
 
-    VERSION: ClassVar[int] = 1
+    VERSION: ClassVar[int] = 2
     OUTPUT: ClassVar[str] = "data"
     NOT_IN_KEY: ClassVar[dict[str, Any]] = {
         "model": True,

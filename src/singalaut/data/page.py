@@ -31,7 +31,9 @@ def page(report: dict[str, Any], title: str) -> str:
     parts = [
         f"<h1>{escape(title)}</h1>",
         f"<p>{report['rows']:,} rows in, {report['kept']:,} kept, {left_out:,} left out; "
-        f"{report['tokens']:,} tokens, {report['learned']:,} of them learned.</p>",
+        f"{report['tokens']:,} tokens, {report['learned']:,} of them learned; "
+        f"{report['cut']:,} rows were shortened, "
+        f"in {report['joined']:,} turns of one role were joined.</p>",
         "<h2>Sources</h2>",
         f'<p class="small">Rows: <b style="color:{KEPT}">kept</b>, '
         f'<b style="color:{LEFT_OUT}">left out</b>, <b style="color:{FAULT}">unusable</b>.</p>',

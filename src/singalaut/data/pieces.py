@@ -53,7 +53,10 @@ class Reason(NamedTuple):
 
 @dataclass
 class Summary:
-    """What a piece came to; `cut` counts shortened rows, `lost` says why it could not be read."""
+    """What a piece came to; `lost` says why it could not be read.
+
+    `cut` counts shortened rows, `joined` those with turns of one role one after the other.
+    """
 
     number: int
     source: int
@@ -63,6 +66,7 @@ class Summary:
     tokens: int = 0
     learned: int = 0
     cut: int = 0
+    joined: int = 0
     lost: str | None = None
     kept: int = 0
     reasons: list[dict[str, Any]] = field(default_factory=list)

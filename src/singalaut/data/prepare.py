@@ -174,12 +174,14 @@ def _too_many(
                 found.append((summary.number, example["row"], place, example["detail"]))
         before[summary.file] += summary.rows
     *_, where, detail = min(found)
+    remedy = "correct or remove the rows, or name their columns with `columns`, and run again"
+    if any(summary.lost for summary in summaries):
+        remedy = "bring the file back or replace it, and run again: what is done is kept"
     listed = "; ".join(f"{what} ({rows:,})" for what, rows in counts.most_common(5))
     return DataError(
         f"{share:.1%} of `{source.label}` cannot be used: {listed}",
         where=f"{where}: {detail}" if detail not in counts else where,
-        hint="correct or remove the rows and run again, or raise `max_bad_share` of a stage "
-        f"`prepare` ({allowed:g})",
+        hint=f"{remedy}, or raise `max_bad_share` of a stage `prepare` ({allowed:g})",
     )
 
 
@@ -301,6 +303,10 @@ def tell(report: dict[str, Any]) -> None:
         f"{report['rows']:,}",
         f"{report['tokens']:,}",
     )
+    if report["cut"]:
+        log.warning("shortened: %s rows", f"{report['cut']:,}")
+    if report["joined"]:
+        log.warning("turns of one role, one after the other, joined: %s rows", report["joined"])
     left_out = reasons(report)
     for entry in left_out[:MOST_TOLD]:
         log.warning(

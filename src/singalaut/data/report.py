@@ -42,7 +42,7 @@ def make_report(
         source["learned"] = int(gathered.documents["learned"][own].sum(dtype=np.int64))
     totals = {
         name: sum(source[name] for source in sources)
-        for name in ("rows", "kept", "tokens", "learned", "cut", "bytes")
+        for name in ("rows", "kept", "tokens", "learned", "cut", "joined", "bytes")
     }
     return {
         **totals,
@@ -103,6 +103,7 @@ def _source(name: str, summaries: Sequence[Summary]) -> dict[str, Any]:
         "rows": sum(s.rows for s in summaries),
         "bytes": sum(s.size_bytes for s in summaries),
         "cut": sum(s.cut for s in summaries),
+        "joined": sum(s.joined for s in summaries),
         "lost": [{"file": f, "why": why, "bytes": size} for (f, why), size in lost.items()],
         "reasons": list(found.values()),
     }

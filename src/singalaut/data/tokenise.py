@@ -12,7 +12,7 @@ import json
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import lru_cache
-from itertools import islice
+from itertools import islice, pairwise
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -216,6 +216,7 @@ class _Batch:
             except DataError as error:
                 self._fault(number, sample, error)
                 continue
+            self._writer.summary.joined += _has_neighbours(sample.messages)
             candidates.append(_Candidate(number, sample, words, pictures))
         return candidates
 
@@ -311,6 +312,12 @@ def _excerpt(row: Any) -> str:
 
 def _characters(messages: list[Message]) -> int:
     return sum(len(m.content) for m in messages if isinstance(m.content, str))
+
+
+def _has_neighbours(messages: list[Message]) -> bool:
+    """Whether people or the assistant speak twice in a row, which the chat format joins."""
+    roles = [m.role for m in messages]
+    return any(a == b != "tool" for a, b in pairwise(roles))
 
 
 def _all_text(messages: list[Message]) -> str:

@@ -82,22 +82,34 @@ def join_world() -> World:
 def shard(model: Gemma3, world: World) -> Gemma3:
     """Cut the weights among the processes: each layer by itself, then what is around them.
 
-    Gradients are summed in float32 whatever the weights are.
+    Gradients are summed in float32 whatever the weights are. Layers of a small model stay together
+    from the forward to the backward pass, which saves half of the traffic.
     """
     if world.size == 1:
         return model
     from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 
     policy = MixedPrecisionPolicy(reduce_dtype=torch.float32)
+    parts = not is_small(sum(p.numel() * p.element_size() for p in model.parameters()), world)
     for layer in model.layers:
-        fully_shard(layer, mp_policy=policy)
+        fully_shard(layer, mp_policy=policy, reshard_after_forward=parts)
     fully_shard(model, mp_policy=policy)
     return model
 
 
+def is_small(weight_bytes: int, world: World) -> bool:
+    """Whether weights may stay whole on each device for a step."""
+    if world.device.type != "cuda":
+        return False
+    return weight_bytes <= 0.1 * torch.cuda.get_device_properties(world.device).total_memory
+
+
 def local(tensor: Any) -> Tensor:
-    """This process's part of a tensor that several hold."""
-    return tensor.to_local() if hasattr(tensor, "to_local") else tensor
+    """This process's part of a tensor that several hold.
+
+    Not by `to_local`, which takes 20 µs for what gradients need: an optimiser asks for thousands.
+    """
+    return getattr(tensor, "_local_tensor", tensor)
 
 
 def whole(tensor: Any) -> Tensor:

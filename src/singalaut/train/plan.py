@@ -87,13 +87,15 @@ def memory_plan(
     if keep != "all":
         plan["one layer computed again"] = 2 * tokens * _kept(config, "all", size)
     if processes > 1:
-        plan["layers put together"] = (2 * layer_weights(config) + head) * size
-        plan["gradients on their way"] = (layer_weights(config) + head) * (size + 4)
-    last = plan | {
+        plan["put together"] = (2 * layer_weights(config) + head) * size
+    last = {
+        "weights": plan["weights"],
+        "optimiser": plan["optimiser"],
         "gradients": trained * gradient // processes,
-        "kept for the backward pass": 0,
-        "logits": 0,
+        "gradient of the head": plan["gradient of the head"],
     }
+    if processes > 1:  # the head's gradient is summed last, in float32
+        last |= {"put together": head * size, "gradient of the head": head * 4}
     return max(plan, last, key=lambda parts: sum(parts.values()))
 
 
