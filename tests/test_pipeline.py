@@ -27,7 +27,6 @@ def recipe(tmp_path, tiny_model):
     text = text.replace("data/quickstart.jsonl", data)
     text = text.replace('kind = "sft"', 'kind = "sft"\nmax_tokens = 512')  # the model's context
     text = text.replace('pack = "demo"', 'pack = "demo"\nlimit = 1\nlanguages = ["id", "th"]')
-    text = text.replace("batch_size = 8", "batch_size = 8\nmax_tokens = 512")
     file = tmp_path / "tiny.toml"
     file.write_text(text)
     return file
