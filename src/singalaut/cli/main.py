@@ -13,7 +13,17 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperGroup
 
-from singalaut.cli import data, doctor, merging, models, recipes, rewarding, stages, talk
+from singalaut.cli import (
+    data,
+    doctor,
+    evaluation,
+    merging,
+    models,
+    recipes,
+    rewarding,
+    stages,
+    talk,
+)
 from singalaut.cli.logs import start_logging
 
 STOPPED = "stopped; finished stages and checkpoints are kept, run the same command to go on"
@@ -115,7 +125,7 @@ app.command("rl")(rewarding.rl)
 reward_app = typer.Typer(no_args_is_help=True, rich_markup_mode=None, help="Try out rewards.")
 reward_app.command("check")(rewarding.check)
 app.add_typer(reward_app, name="rewards")
-app.command("eval")(stages.evaluate)
+app.add_typer(evaluation.eval_app, name="eval")
 app.command("generate")(talk.generate)
 app.command("chat")(talk.chat)
 app.command("convert")(models.convert)

@@ -54,7 +54,7 @@ class Recipe(Settings):
     """Decides everything that is random."""
     output: str = "runs"
     """Where run folders are made; relative paths are relative to the recipe."""
-    model: ModelConfig
-    """Where the recipe starts."""
+    model: ModelConfig | None = None
+    """Where the recipe starts; not needed where it only asks models elsewhere."""
     stage: tuple[Annotated[StageConfig, Field(discriminator="kind")], ...] = Field(min_length=1)
     """What is done, in order; one `[[stage]]` table for each."""
