@@ -94,7 +94,7 @@ def test_losses_and_gradients_equal_plain_formulas(name, pairs, tiny_model):
     ours = load_model(tiny_model).requires_grad_(True)
     theirs = AutoModelForCausalLM.from_pretrained(tiny_model, dtype=torch.float32)
     chosen = np.array([7, 2, 5, 0])
-    rows = pack_pairs(pairs, chosen, 400)
+    rows = pack_pairs(pairs, chosen, 250)
     assert 1 < len(rows) < 4
     records = pairs.records[chosen]
     answers = np.stack([records["chosen_answer"], records["rejected_answer"]], 1).astype(np.int64)

@@ -1,4 +1,4 @@
-"""Commands of alignment: apo."""
+"""Commands of alignment: pairs, apo."""
 
 from __future__ import annotations
 
@@ -18,6 +18,61 @@ from singalaut.cli.stages import (
     data_source,
     run_stage,
 )
+
+
+def pairs(
+    recipe: RecipeOption = None,
+    stage: StageOption = None,
+    overrides: SetOption = [],  # noqa: B006 - typer copies it
+    model: Annotated[str | None, typer.Option(help=MODEL_HELP)] = None,
+    prompts: Annotated[
+        list[str], typer.Option(metavar="FILE", help="Prompts in JSON lines, with constraints.")
+    ] = [],  # noqa: B006 - typer copies it
+    generate: Annotated[
+        int | None, typer.Option(help="Compose so many prompts with constraints.")
+    ] = None,
+    language: Annotated[list[str], typer.Option(help="Of composed prompts.")] = [],  # noqa: B006
+    method: Annotated[str | None, typer.Option(help="fix, rewrite or sample  [fix]")] = None,
+    rewriter: Annotated[
+        str | None, typer.Option(help="A model, or the address of an endpoint (http…/v1).")
+    ] = None,
+    rewriter_name: Annotated[
+        str | None, typer.Option(help="What the endpoint calls its model.")
+    ] = None,
+    key_variable: Annotated[
+        str | None, typer.Option(help="Environment variable with the endpoint's key.")
+    ] = None,
+    samples: Annotated[int | None, typer.Option(help="Own answers to each prompt.")] = None,
+    evaluation: Annotated[
+        list[str], typer.Option(metavar="PACK", help="Leave out prompts that hold its texts.")
+    ] = [],  # noqa: B006
+    seed: SeedOption = None,
+    output: OutputOption = None,
+) -> None:
+    """Make pairs: the model's own answers, and better ones; prints the folder."""
+    from singalaut.recipe.plan import shown
+
+    sources: list[dict[str, object]] = [{"path": place} for place in prompts]
+    if generate is not None:
+        sources.append({"generate": generate, "languages": language or ["en"]})
+    models = {} if model is None else {"base": model}
+    given: dict[str, object] | None = None
+    if rewriter is not None and rewriter.startswith(("http://", "https://")):
+        endpoint = {"urls": [rewriter], "model": rewriter_name, "key_variable": key_variable or ""}
+        given = {"endpoint": endpoint}
+    elif rewriter is not None:
+        models["rewriter"] = rewriter
+        given = {"model": "rewriter"}
+    settings = {
+        "prompts": sources,
+        "method": method or (None if rewriter is None else "rewrite"),
+        "rewriter": given,
+        "samples": samples,
+        "evaluations": evaluation,
+    }
+    flags = {"--model": model, "--seed": seed, "--output": output}
+    made = run_stage("pairs", recipe, stage, overrides, settings, models, flags)
+    print(shown(made.path))
 
 
 def apo(

@@ -22,16 +22,16 @@ from singalaut.contracts import derive
 from singalaut.data.pair_batches import PairOrder, hold_out_pairs, pack_pairs
 from singalaut.data.preference import Pairs, make_pairs
 from singalaut.model.gemma3 import Gemma3
-from singalaut.model.hf import load_model, read_config
+from singalaut.model.hf import copy_companions, load_model, read_config
 from singalaut.progress import progress
 from singalaut.train.checkpoint import Checkpoints
 from singalaut.train.config import ApoConfig
-from singalaut.train.loop import no_progress, stop_asked
-from singalaut.train.network import check_device, trainable, write_model
+from singalaut.train.loop import no_progress
 from singalaut.train.optim import adamw, scheduled_rate
 from singalaut.train.pairs import MEASURED, PairLosses, measure_pairs, pair_step
 from singalaut.train.parallel import World, join_world, shard
 from singalaut.train.reference import reference_table
+from singalaut.train.weights import check_device, stop_asked, trainable, write_model
 
 log = logging.getLogger("singalaut")
 LONGER = 1.25  # mean length of chosen answers over that of rejected ones, from which it is told
@@ -126,7 +126,10 @@ def run_apo(
                 raise SystemExit(0)
     checkpoints.finish()
     _validate(network, material, scored, config, loss, steps, work, world)
-    write_model(network, config, model, work, seed, world)
+    write_model(network, config.adapter, model, work, seed, world)
+    if world.is_first:
+        copy_companions(model, work.path / "model")
+    world.wait()
 
 
 @dataclass(frozen=True)

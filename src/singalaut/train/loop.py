@@ -1,29 +1,12 @@
-"""What the loops of training stages share: being asked to stop, and giving up."""
+"""When a training stage gives up."""
 
 from __future__ import annotations
 
-import signal
-import threading
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 
 from singalaut.artifact import Work
 from singalaut.errors import DataError
 from singalaut.train.checkpoint import Checkpoints
-
-
-@contextmanager
-def stop_asked() -> Iterator[threading.Event]:
-    """Set when the process is asked to end, so that it can do so with a checkpoint."""
-    asked = threading.Event()
-    if threading.current_thread() is not threading.main_thread():
-        yield asked
-        return
-    before = signal.signal(signal.SIGTERM, lambda *_: asked.set())
-    try:
-        yield asked
-    finally:
-        signal.signal(signal.SIGTERM, before)
 
 
 def no_progress(

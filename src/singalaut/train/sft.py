@@ -18,15 +18,18 @@ from singalaut.contracts import derive
 from singalaut.data.batches import micro_batches
 from singalaut.data.store import Store
 from singalaut.model.gemma3 import Gemma3
+from singalaut.model.hf import (
+    copy_companions,
+)
 from singalaut.progress import progress
 from singalaut.train.checkpoint import Checkpoints
 from singalaut.train.config import SftConfig
-from singalaut.train.loop import no_progress, stop_asked
+from singalaut.train.loop import no_progress
 from singalaut.train.material import Material, open_material
-from singalaut.train.network import check_device, trainable, write_model
 from singalaut.train.optim import adamw, scheduled_rate
 from singalaut.train.parallel import World, join_world
 from singalaut.train.step import Meters, train_step, validate
+from singalaut.train.weights import check_device, stop_asked, trainable, write_model
 
 log = logging.getLogger("singalaut")
 REMEMBERED = 50  # steps whose median norm says what a spike is
@@ -106,7 +109,10 @@ def run_sft(
                 raise SystemExit(0)
     checkpoints.finish()
     _measure(network, material, config, steps, work, world)
-    write_model(network, config, model, work, seed, world)
+    write_model(network, config.adapter, model, work, seed, world)
+    if world.is_first:
+        copy_companions(model, work.path / "model")
+    world.wait()
 
 
 def _log_step(

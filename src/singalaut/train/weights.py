@@ -1,14 +1,15 @@
-"""The network of a training stage: opened with what is to be learned, and written when it is.
-
-Which stage learns what is told by its settings; the steps are the stages' own business.
-"""
+"""The network of a training stage: loaded and cut among processes before, written whole after."""
 
 from __future__ import annotations
 
 import logging
+import signal
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
-from typing import Protocol
+from typing import Literal, Protocol
 
 import torch
 
@@ -16,7 +17,6 @@ from singalaut.artifact import Work
 from singalaut.contracts import derive
 from singalaut.model.gemma3 import Gemma3
 from singalaut.model.hf import (
-    copy_companions,
     load_model,
     parameter_shapes,
     save_model,
@@ -28,25 +28,27 @@ from singalaut.model.training import checkpoint_layers, compile_layers, restore_
 from singalaut.train.config import AdapterConfig
 from singalaut.train.optim import Precision
 from singalaut.train.parallel import World, shard, whole
-from singalaut.train.plan import GIB, Keep, check_memory, memory_plan
+from singalaut.train.plan import GIB, check_memory, memory_plan
 
 log = logging.getLogger("singalaut")
 
 
-class Learning(Protocol):
-    """The settings that every stage has which changes weights."""
+class TrainingSettings(Protocol):
+    """What stages that train say about their network."""
 
-    @property
-    def adapter(self) -> AdapterConfig | None: ...
     @property
     def precision(self) -> Precision: ...
     @property
-    def keep(self) -> Keep: ...
+    def adapter(self) -> AdapterConfig | None: ...
+    @property
+    def keep(self) -> Literal["all", "products", "attention", "inputs"]: ...
     @property
     def compile(self) -> bool: ...
 
 
-def trainable(config: Learning, model: Path, end_of_turn: int, seed: int, world: World) -> Gemma3:
+def trainable(
+    config: TrainingSettings, model: Path, end_of_turn: int, seed: int, world: World
+) -> Gemma3:
     """The network with what is to be learned, cut among the processes; a vision part is frozen."""
     dtype = torch.float32 if config.precision == "float32" else torch.bfloat16
     network = load_model(model, dtype, world.device).train()
@@ -69,7 +71,7 @@ def trainable(config: Learning, model: Path, end_of_turn: int, seed: int, world:
 
 
 def check_device(
-    network: Gemma3, config: Learning, model: Path, world: World, row_tokens: int
+    network: Gemma3, config: TrainingSettings, model: Path, world: World, row_tokens: int
 ) -> None:
     """Say what a step will take of the device's memory, and refuse what it has not got."""
     if world.device.type != "cuda":
@@ -87,29 +89,50 @@ def check_device(
     check_memory(plan, torch.cuda.get_device_properties(world.device).total_memory, model.name)
 
 
+@contextmanager
+def stop_asked() -> Iterator[threading.Event]:
+    """Set when the process is asked to end, so that it can do so with a checkpoint."""
+    asked = threading.Event()
+    if threading.current_thread() is not threading.main_thread():
+        yield asked
+        return
+    before = signal.signal(signal.SIGTERM, lambda *_: asked.set())
+    try:
+        yield asked
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
 def write_model(
-    network: Gemma3, config: Learning, model: Path, work: Work, seed: int, world: World
+    network: Gemma3,
+    adapter: AdapterConfig | None,
+    model: Path,
+    work: Work,
+    seed: int,
+    world: World,
 ) -> None:
     """The tuned model; several processes put each tensor together, and the first one writes."""
     restore_layers(network)
     target, dtype = work.path / "model", stored_dtype(model)
     if world.size > 1:
-        _write_together(network, config, model, work, seed, world)
-    elif config.adapter is None:
+        _write_together(network, adapter, model, work, seed, world)
+    elif adapter is None:
         save_model(network, target, dtype)
     else:
         _write_adapted(network, model, work, dtype)
-    if world.is_first:
-        copy_companions(model, target)
-    world.wait()
 
 
 def _write_together(
-    network: Gemma3, config: Learning, model: Path, work: Work, seed: int, world: World
+    network: Gemma3,
+    adapter: AdapterConfig | None,
+    model: Path,
+    work: Work,
+    seed: int,
+    world: World,
 ) -> None:
     dtype = stored_dtype(model)
     names = dict(network.named_parameters())
-    if config.adapter is None:
+    if adapter is None:
         tensors = (whole(names[name]) for name in parameter_shapes(network.config))
         if world.is_first:
             save_weights(work.path / "model", network.config, dtype, tensors)
@@ -119,7 +142,6 @@ def _write_together(
         return
     learned = {name: whole(p).cpu() for name, p in names.items() if p.requires_grad}
     if world.is_first:
-        adapter = config.adapter
         plain = load_model(model, dtype, "cpu")
         plain.config = network.config
         add_adapter(plain, adapter.rank, adapter.alpha, adapter.targets, derive(seed, "adapter"))

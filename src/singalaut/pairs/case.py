@@ -1,0 +1,47 @@
+"""A prompt on its way to a pair."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+from singalaut.contracts import Sample
+from singalaut.pairs.fixing import num_broken
+from singalaut.verify.constraints.check import Constraint
+
+
+@dataclass
+class Case:
+    """`refused` says why the prompt is no pair; the rest is filled in step by step."""
+
+    sample: Sample
+    own: list[str] = field(default_factory=list)
+    rejected: str = ""
+    candidates: list[str] = field(default_factory=list)
+    chosen: str = ""
+    refused: str | None = None
+
+    @property
+    def prompt(self) -> str:
+        """What the user said last."""
+        content = self.sample.messages[-1].content
+        return content if isinstance(content, str) else ""
+
+    @property
+    def language(self) -> str:
+        return self.sample.language or "en"
+
+    @property
+    def constraints(self) -> list[Constraint]:
+        return [
+            Constraint(c["instruction_id"], c.get("parameters") or {})
+            for c in self.sample.constraints
+        ]
+
+    def broken(self, text: str) -> int:
+        return num_broken(text, self.constraints, self.language, self.prompt)
+
+
+def remaining(cases: Sequence[Case]) -> list[Case]:
+    """Those that are not refused."""
+    return [case for case in cases if case.refused is None]

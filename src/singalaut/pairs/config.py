@@ -1,0 +1,126 @@
+"""Settings of pair making."""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar, Literal
+
+from pydantic import Field, model_validator
+
+from singalaut.remote.config import EndpointConfig
+from singalaut.rewards.config import PromptSource
+from singalaut.settings import Settings, StageSettings
+
+
+class SamplingConfig(Settings):
+    """How answers are drawn."""
+
+    temperature: float = Field(0.7, ge=0)
+    """0 is greedy."""
+    top_p: float = Field(1.0, gt=0, le=1)
+    """The most likely tokens that together have this probability are drawn from."""
+    max_tokens: int = Field(512, ge=1)
+    """Longest answer; one that is cut short is no answer."""
+
+
+class RewriterConfig(Settings):
+    """Who makes a better answer of the model's own."""
+
+    model: str | None = None
+    """A stage whose model rewrites, or a starting model of the recipe."""
+    endpoint: EndpointConfig | None = None
+    """Instead: a model behind an OpenAI-compatible endpoint."""
+    edit: Literal["minimal", "full"] = "minimal"
+    """Change as little as needed, or write anew."""
+    candidates: int = Field(1, ge=1, le=16)
+    """Rewritten answers to each; the one taken keeps to most constraints and changes least."""
+    sampling: SamplingConfig = Field(default_factory=lambda: SamplingConfig.model_validate({}))
+    """How they are drawn."""
+
+    @model_validator(mode="after")
+    def _one_of_both(self) -> RewriterConfig:
+        if (self.model is None) == (self.endpoint is None):
+            raise ValueError("a rewriter needs either `model` or `endpoint`")
+        return self
+
+
+class FilterConfig(Settings):
+    """What a chosen answer has to be; pairs that are not so are counted by reason."""
+
+    language: bool = True
+    """In the language that the prompt asks for."""
+    constraints: Literal["all", "more", "any"] = "all"
+    """Keeping to all constraints of the prompt; or to more than the rejected one; or to any."""
+    min_length: float = Field(0.5, ge=0)
+    """Characters, at least, for one of the rejected answer."""
+    max_length: float = Field(2.0, gt=0)
+    """Characters, at most, for one of the rejected answer."""
+    min_difference: float = Field(0.01, ge=0, le=1)
+    """Share of words that differ, at least."""
+    max_difference: float = Field(1.0, ge=0, le=1)
+    """Share of words that differ, at most."""
+
+
+class PairsConfig(StageSettings):
+    """Makes preference pairs: the model's own answer is rejected, a better one is chosen."""
+
+    VERSION: ClassVar[int] = 1
+    OUTPUT: ClassVar[str] = "pairs"
+    NOT_IN_KEY: ClassVar[dict[str, Any]] = {
+        "model": True,
+        "prompts": {"__all__": {"path"}},
+        "rewriter": {"model": True, "endpoint": True},
+        "evaluations": True,
+        "batch_size": True,
+        "allowed_failures": True,
+    }
+
+    kind: Literal["pairs"] = "pairs"
+    name: str = "pairs"
+    model: str = "base"
+    """The stage whose model answers, or `base`: the one that is to be aligned."""
+    prompts: tuple[PromptSource, ...] = Field(min_length=1)
+    """What is asked."""
+    method: Literal["fix", "rewrite", "sample"] = "fix"
+    """Where the chosen answer comes from: the model's own, changed by rules until it keeps to the
+    constraints; a rewriter; or another own answer that keeps to them."""
+    rewriter: RewriterConfig | None = None
+    """Who rewrites; only for the method `rewrite`."""
+    samples: int = Field(1, ge=1, le=64)
+    """Own answers to each prompt; the one that keeps to fewest constraints is rejected."""
+    sampling: SamplingConfig = Field(default_factory=lambda: SamplingConfig.model_validate({}))
+    """How own answers are drawn."""
+    filters: FilterConfig = Field(default_factory=lambda: FilterConfig.model_validate({}))
+    """What a chosen answer has to be."""
+    max_prompt_tokens: int = Field(1024, ge=1)
+    """Longer prompts are left out and counted."""
+    evaluations: tuple[str, ...] = ()
+    """Packs or folders of evaluation texts that no prompt may hold."""
+    contamination: float = Field(0.6, gt=0, le=1)
+    """Share of an evaluation text from which a prompt holds it."""
+    batch_size: int | None = Field(None, ge=1)
+    """Answers generated at once; unset takes what suits the device."""
+    allowed_failures: float = Field(0.0, ge=0, le=1)
+    """Share of calls that may fail for good; their prompts are left out and counted."""
+
+    @model_validator(mode="after")
+    def _consistent(self) -> PairsConfig:
+        if (self.method == "rewrite") != (self.rewriter is not None):
+            raise ValueError("the method `rewrite`, and only it, needs a `rewriter`")
+        if self.method == "sample" and self.samples < 2:
+            raise ValueError("the method `sample` needs `samples` of 2 or more")
+        return self
+
+    def inputs(self) -> dict[str, str]:
+        rewriter = None if self.rewriter is None else self.rewriter.model
+        return {"model": self.model, **({} if rewriter is None else {"rewriter": rewriter})}
+
+    def files(self) -> dict[str, str]:
+        found = {f"prompts.{i}": s.path for i, s in enumerate(self.prompts) if s.path is not None}
+        return found | {f"pack.{i}": place for i, place in enumerate(self.evaluations)}
+
+    def key_settings(self) -> dict[str, Any]:
+        """The settings that decide the output; of an endpoint, which model answers there."""
+        settings = super().key_settings()
+        if self.rewriter is not None and self.rewriter.endpoint is not None:
+            settings["rewriter"]["endpoint"] = self.rewriter.endpoint.identity()
+        return settings

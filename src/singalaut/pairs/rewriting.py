@@ -1,0 +1,39 @@
+"""What a rewriter is asked, in the language of the answer, and what it says beside its answer.
+
+The sentences, in `rewriting.toml`, are simple and not checked by native speakers: a demonstration.
+"""
+
+from __future__ import annotations
+
+import tomllib
+from collections.abc import Sequence
+from functools import lru_cache
+from importlib.resources import files
+
+from singalaut.contracts import Message
+
+
+def rewrite_prompt(
+    messages: Sequence[Message], answer: str, language: str, edit: str
+) -> list[Message]:
+    """One message that holds the instruction, the conversation so far and the answer."""
+    words = _sentences()[language if language in _sentences() else "en"]
+    asked = "\n\n".join(m.content for m in messages if isinstance(m.content, str))
+    text = f"{words[edit]}\n\n{words['request']}\n{asked}\n\n{words['answer']}\n{answer}"
+    return [Message("user", text)]
+
+
+def without_frame(text: str, language: str) -> str:
+    """The rewritten answer without the label that the rewriter may repeat before it."""
+    words = _sentences()[language if language in _sentences() else "en"]
+    return text.strip().removeprefix(words["answer"]).strip()
+
+
+def instructions() -> list[str]:
+    """All that a rewriter may be told to do; none of it may stand in an answer."""
+    return [words[edit] for words in _sentences().values() for edit in ("minimal", "full")]
+
+
+@lru_cache(maxsize=1)
+def _sentences() -> dict[str, dict[str, str]]:
+    return tomllib.loads((files("singalaut.pairs") / "rewriting.toml").read_text("utf-8"))

@@ -1,0 +1,149 @@
+"""Rules that mend answers, held to the verifier; filters, each shown to refuse and to pass."""
+
+from __future__ import annotations
+
+from itertools import islice
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from singalaut.pairs.config import FilterConfig
+from singalaut.pairs.filters import difference, has_control, refusal_of
+from singalaut.pairs.fixing import FIXES, fix, is_kept
+from singalaut.text.languages import LANGUAGES
+from singalaut.verify.constraints.check import Constraint
+from singalaut.verify.constraints.table import INSTRUCTIONS
+from singalaut.verify.generate import prompts
+
+TEXTS = {
+    "en": "The river is long. People fish there, every day. In the morning it is cold. The market "
+    "opens early. Children walk to school. We eat rice.",
+    "id": "Sungai itu panjang. Orang memancing di sana, setiap hari. Pada pagi hari udaranya "
+    "dingin. Pasar buka pagi. Anak-anak berjalan ke sekolah. Kami makan nasi.",
+    "zh": "这条河很长。人们每天在那里钓鱼，很开心。早上很冷。"
+    "市场很早开门。孩子们走路上学。我们吃米饭。",
+    "th": "แม่น้ำยาวมาก ผู้คนตกปลาที่นั่นทุกวัน ตอนเช้าอากาศหนาว ตลาดเปิดเช้า เด็กเดินไปโรงเรียน เรากินข้าว",
+}
+
+
+def constraint(name, **parameters):
+    return Constraint(name, parameters)
+
+
+MENDED = [
+    constraint("keywords:existence", keywords=["bridge", "song"]),
+    constraint("keywords:forbidden_words", forbidden_words=["river"]),
+    constraint("keywords:frequency", keyword="market", frequency=3, relation="at least"),
+    constraint("keywords:frequency", keyword="market", frequency=1, relation="less than"),
+    constraint("keywords:number_frequency", number=7, frequency=2, relation="at least"),
+    constraint("length_constraints:number_sentences", num_sentences=3, relation="exactly"),
+    constraint("length_constraints:number_words", num_words=12, relation="less than"),
+    constraint("length_constraints:number_paragraphs", num_paragraphs=3),
+    constraint(
+        "length_constraints:nth_paragraph_first_word",
+        **{"num_paragraphs": 2, "nth_paragraph": 2, "first_word": "Today"},
+    ),
+    constraint("detectable_content:number_placeholders", num_placeholders=3),
+    constraint("detectable_content:postscript", postscript_marker="P.S."),
+    constraint("detectable_format:number_bullet_lists", num_bullets=4),
+    constraint("detectable_format:constrained_response"),
+    constraint("detectable_format:number_highlighted_sections", num_highlights=2),
+    constraint("detectable_format:multiple_sections", section_title="SECTION", num_sections=3),
+    constraint("detectable_format:json_format"),
+    constraint("detectable_format:title"),
+    constraint("combination:repeat_prompt", prompt_to_repeat="Tell me about the river."),
+    constraint("startend:end_checker", end_phrase="That is all."),
+    constraint("startend:quotation"),
+    constraint("change_case:english_capital"),
+    constraint("change_case:english_lowercase"),
+    constraint(
+        "change_case:capital_word_frequency", capital_relation="at least", capital_frequency=3
+    ),
+    constraint("punctuation:no_comma"),
+]
+
+
+@pytest.mark.parametrize("wanted", MENDED, ids=lambda c: c.instruction_id)
+def test_a_rule_mends_its_constraint(wanted):
+    assert not is_kept(TEXTS["en"], [wanted], "en", "Tell me about the river.")
+    fixed = fix(TEXTS["en"], [wanted], "en", "Tell me about the river.")
+    assert fixed is not None and is_kept(fixed, [wanted], "en", "Tell me about the river.")
+
+
+def test_every_rule_belongs_to_an_instruction():
+    assert set(FIXES) <= {name.rpartition(":")[2] for name in INSTRUCTIONS}
+
+
+@pytest.mark.parametrize("language", TEXTS)
+def test_composed_prompts_are_mostly_within_reach(language):
+    """What is said to be fixed is fixed by the verifier's word; the reach is measured."""
+    reached = 0
+    for made in islice(prompts(language, seed=4), 40):
+        fixed = fix(TEXTS[language], made.constraints, language, made.prompt)
+        if fixed is not None:
+            reached += 1
+            assert is_kept(fixed, made.constraints, language, made.prompt)
+    assert reached >= 16, reached
+
+
+def test_what_rules_cannot_mend_is_told():
+    more = constraint("length_constraints:number_words", num_words=900, relation="at least")
+    assert fix(TEXTS["en"], [more], "en", "q") is None
+    both = [constraint("combination:two_responses"), constraint("punctuation:no_comma")]
+    assert fix(TEXTS["en"], both, "en", "q") is None
+
+
+PROMPT, REJECTED = "Tell me something about the river near the old town.", TEXTS["en"]
+CHOSEN = "The river is long and people fish there. In the morning it is cold, and children walk."
+
+
+@pytest.mark.parametrize(
+    ("chosen", "reason"),
+    [
+        (CHOSEN, None),
+        (" ", "is empty"),
+        (REJECTED + " ", "is the rejected one"),
+        ("I'm sorry, but I cannot help with that question about the river today.", "a refusal"),
+        ("抱歉，我无法回答这个问题，因为我不知道这条河在哪里，也不知道它有多长。", "a refusal"),
+        ("ขออภัย ฉันไม่สามารถตอบคำถามนี้ได้ในตอนนี้ เพราะไม่มีข้อมูลเกี่ยวกับแม่น้ำ", "a refusal"),
+        (PROMPT, "repeats the prompt"),
+        ("Here are a request and an answer. Improve the answer, changing as little as possible. "
+         "Write only the improved answer, in English. The river is long.", "the instruction"),
+        (CHOSEN + "<end_of_turn>", "control tokens"),
+        (CHOSEN + "\x07", "control tokens"),
+        (TEXTS["th"], "another language"),
+        (CHOSEN * 8, "too long"),
+        ("The river is long, yes.", "too short"),
+        (REJECTED.replace("cold", "cool"), "hardly differ"),
+    ],
+)  # fmt: skip
+def test_each_filter_refuses_what_it_names(chosen, reason):
+    config = FilterConfig(min_difference=0.05)
+    found = refusal_of(chosen, REJECTED, PROMPT, [], "en", config)
+    assert found == reason if reason is None else reason in (found or ""), found
+
+
+def test_constraints_have_to_be_kept():
+    wanted = [constraint("punctuation:no_comma"), constraint("detectable_format:title")]
+    titled = "<<River>> " + CHOSEN
+    names = ("all", "more", "any")
+    found = {
+        name: refusal_of(titled, REJECTED, PROMPT, wanted, "en", FilterConfig(constraints=name))
+        for name in names
+    }
+    assert "all constraints" in (found["all"] or "") and found["more"] is found["any"] is None
+    plain = refusal_of(CHOSEN, REJECTED, PROMPT, wanted, "en", FilterConfig(constraints="more"))
+    assert plain is not None and "no more constraints" in plain
+
+
+@given(st.text(max_size=40), st.text(max_size=40))
+def test_difference_is_a_share(first, second):
+    assert 0 <= difference(first, second) <= 1
+    assert difference(first, first) == 0
+
+
+def test_spelling_marks_are_no_control_characters():
+    assert not has_control("ကျွန်\u200bုပ် ព្រះ\u200b \u200c\u200d\n\t" + "".join(TEXTS.values()))
+    assert has_control("\ufffd") and has_control("<unused12>") and has_control("<|im_end|>")
+    assert len(LANGUAGES) == 11
