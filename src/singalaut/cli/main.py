@@ -22,6 +22,7 @@ from singalaut.cli import (
     models,
     recipes,
     rewarding,
+    selecting,
     stages,
     talk,
 )
@@ -119,6 +120,7 @@ app.command("prepare")(stages.prepare)
 data_app = typer.Typer(no_args_is_help=True, rich_markup_mode=None, help="Look at prepared data.")
 data_app.command("report")(data.report)
 app.add_typer(data_app, name="data")
+app.command("select")(selecting.select)
 app.command("sft")(stages.sft)
 app.command("pairs")(aligning.pairs)
 app.command("apo")(aligning.apo)

@@ -19,6 +19,7 @@ from singalaut.recipe.lineage import lineage
 from singalaut.recipe.plan import Plan, PlannedStage
 from singalaut.remote.config import EndpointConfig
 from singalaut.rl.config import RlConfig
+from singalaut.select.config import SelectConfig
 from singalaut.train.config import ApoConfig, SftConfig
 
 if TYPE_CHECKING:
@@ -114,6 +115,23 @@ def _sft(stage: PlannedStage, plan: Plan, work: Work) -> None:
         stage.config,
         model=model_path(stage, plan, "model"),
         data=source_paths(stage, stage.config.data),
+        work=work,
+        seed=plan.recipe.seed,
+        prepared=None if prepared is None else prepared.path / "data",
+    )
+
+
+def _select(stage: PlannedStage, plan: Plan, work: Work) -> None:
+    from singalaut.select.run import run_select
+
+    assert isinstance(stage.config, SelectConfig)
+    labels = [f"target.{i}" for i in range(len(stage.config.targets))]
+    prepared = stage.inputs.get("prepared")
+    run_select(
+        stage.config,
+        model=model_path(stage, plan, "model"),
+        data=source_paths(stage, stage.config.data),
+        targets=[stage.inputs[label].path if label in stage.inputs else None for label in labels],
         work=work,
         seed=plan.recipe.seed,
         prepared=None if prepared is None else prepared.path / "data",
@@ -343,6 +361,7 @@ def _card(stage: PlannedStage, plan: Plan, work: Work) -> None:
 STAGES: Mapping[str, StageFunction] = {
     "prepare": _prepare,
     "sft": _sft,
+    "select": _select,
     "pairs": _pairs,
     "apo": _apo,
     "merge": _merge,

@@ -1,0 +1,118 @@
+"""Settings of selection."""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar, Literal
+
+from pydantic import Field, model_validator
+
+from singalaut.data.config import DataSource, source_files
+from singalaut.settings import Settings, StageSettings
+from singalaut.train.config import AdapterConfig
+
+NEED_TARGETS = ("influence", "bm25")
+NEED_GRADIENTS = ("influence", "gradient-norm")
+
+
+class Target(Settings):
+    """Rows that stand for what the model shall become good at: a language, a task."""
+
+    name: str = Field(min_length=1)
+    """What the report calls it."""
+    data: DataSource
+    """Where its rows come from."""
+
+
+class SelectConfig(StageSettings):
+    """Chooses the rows to learn from; the result is prepared data."""
+
+    VERSION: ClassVar[int] = 1
+    OUTPUT: ClassVar[str] = "data"
+    NOT_IN_KEY: ClassVar[dict[str, Any]] = {
+        "model": True,
+        "prepared": True,
+        "data": {"__all__": {"path"}},
+        "targets": {"__all__": {"data": {"path"}}},
+    }
+
+    kind: Literal["select"] = "select"
+    name: str = "select"
+    model: str = "base"
+    """The stage whose model is asked, or `base`: the one that will learn."""
+    data: tuple[DataSource, ...] = ()
+    """The pool to choose from."""
+    prepared: str | None = None
+    """The stage that has prepared the pool, instead of `data`."""
+    targets: tuple[Target, ...] = ()
+    """What the chosen rows shall help with; a row counts for the target it helps most."""
+    method: Literal["influence", "gradient-norm", "el2n", "loss", "length", "bm25", "random"] = (
+        "influence"
+    )
+    """What makes a row worth choosing; all but `influence` and `bm25` look at the row alone."""
+    share: float | None = Field(None, gt=0, le=1)
+    """Share of the pool that is chosen."""
+    count: int | None = Field(None, ge=1)
+    """Rows that are chosen, instead of `share`."""
+    quota_by: Literal["nothing", "language", "source"] = "nothing"
+    """Whether every language or source gets its own number of rows."""
+    quotas: dict[str, float] = Field(default_factory=dict)
+    """Shares of the chosen rows by language or source; without them, as in the pool."""
+    diversity: Literal["none", "k-centre", "facility-location"] = "none"
+    """How alike chosen rows may be, in gradients: not asked; each far from all before it; or
+    together near to all good rows."""
+    diversity_pool: float = Field(4.0, ge=1)
+    """Good rows among which a varied choice is made, for each that is chosen."""
+    max_tokens: int = Field(2048, ge=2)
+    """Longest conversation, in tokens; longer ones are not chosen."""
+    micro_tokens: int = Field(4096, ge=1)
+    """Tokens in one forward pass. Bounds memory."""
+    adapter: AdapterConfig = Field(
+        default_factory=lambda: AdapterConfig.model_validate({"rank": 8, "alpha": 16.0})
+    )
+    """The adapter whose gradients are taken."""
+    warmup_steps: int = Field(40, ge=1)
+    """Steps of training on random rows before and between the measurements."""
+    checkpoints: int = Field(2, ge=1, le=16)
+    """Measurements, evenly among the steps of the warm-up; their influences are added."""
+    batch_size: int = Field(8, ge=1)
+    """Conversations in a step of the warm-up."""
+    learning_rate: float = Field(1e-4, gt=0, le=1)
+    """Of the warm-up."""
+    dimensions: int = Field(8192, ge=16)
+    """Numbers that are kept of each gradient."""
+
+    @model_validator(mode="after")
+    def _consistent(self) -> SelectConfig:
+        faults = []
+        if bool(self.data) == (self.prepared is not None):
+            faults.append("either `data` or `prepared`")
+        if (self.share is None) == (self.count is None):
+            faults.append("either `share` or `count`")
+        if self.method in NEED_TARGETS and not self.targets:
+            faults.append(f"`targets` with the method `{self.method}`")
+        if len({target.name for target in self.targets}) < len(self.targets):
+            faults.append("targets of different names")
+        if self.quotas and self.quota_by == "nothing":
+            faults.append("`quota_by` with `quotas`")
+        if self.warmup_steps < self.checkpoints:
+            faults.append("at least as many `warmup_steps` as `checkpoints`")
+        if faults:
+            raise ValueError("it needs " + ", and ".join(faults))
+        return self
+
+    @property
+    def takes_gradients(self) -> bool:
+        """Whether anything of the choice depends on gradients."""
+        return self.method in NEED_GRADIENTS or self.diversity != "none"
+
+    def inputs(self) -> dict[str, str]:
+        prepared = {} if self.prepared is None else {"prepared": self.prepared}
+        return {"model": self.model, **prepared}
+
+    def files(self) -> dict[str, str]:
+        targets = {
+            f"target.{i}": target.data.path
+            for i, target in enumerate(self.targets)
+            if target.data.path is not None
+        }
+        return source_files(self.data) | targets

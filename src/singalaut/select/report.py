@@ -1,0 +1,145 @@
+"""Why rows were chosen: the score of each, the target it helps, its nearest example; and plots."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from html import escape
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from singalaut.artifact import write_atomic, write_json
+from singalaut.data.page import KEPT, STYLE, bars, histogram
+from singalaut.data.store import Store
+from singalaut.select.config import SelectConfig
+from singalaut.select.features import Features
+from singalaut.select.material import Material
+
+BINS = 24
+SHOWN = 20  # rows of the page
+
+
+def write_report(
+    folder: Path,
+    config: SelectConfig,
+    material: Material,
+    scores: np.ndarray,
+    chosen: np.ndarray,
+    features: Sequence[Features] | None,
+) -> dict[str, Any]:
+    """Write `report/selection.jsonl`, `.json` and `.html`; returns facts for the manifest."""
+    report_folder = folder / "report"
+    report_folder.mkdir(exist_ok=True)
+    rows = _rows(material, scores, chosen, features)
+    lines = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+    write_atomic(report_folder / "selection.jsonl", lines.encode())
+    pool = material.pool
+    value = scores.max(1) if scores.ndim == 2 else scores
+    edges = np.histogram_bin_edges(value, BINS)
+    report: dict[str, Any] = {
+        "method": config.method,
+        "pool": len(pool.documents),
+        "chosen": len(chosen),
+        "languages": _shares(pool.store, pool.documents, chosen, "language"),
+        "sources": _shares(pool.store, pool.documents, chosen, "source"),
+        "targets": _targets(material, scores, chosen),
+        "scores": {
+            "edges": [float(edge) for edge in edges],
+            "pool": np.histogram(value, edges)[0].tolist(),
+            "chosen": np.histogram(value[chosen], edges)[0].tolist(),
+        },
+    }
+    write_json(report_folder / "selection.json", report)
+    write_atomic(report_folder / "selection.html", _page(report, rows).encode())
+    about = json.loads((folder / "data" / "store.json").read_bytes())
+    names = ("method", "pool", "chosen", "languages", "sources", "targets")
+    return {**{name: report[name] for name in names}, "provenance": about["provenance"]}
+
+
+def _rows(
+    material: Material,
+    scores: np.ndarray,
+    chosen: np.ndarray,
+    features: Sequence[Features] | None,
+) -> list[dict[str, Any]]:
+    pool, store = material.pool, material.pool.store
+    rows = []
+    for place in chosen.tolist():
+        record = store.documents[pool.documents[place]]
+        row: dict[str, Any] = {
+            "source": store.sources[record["source"]].name,
+            "row": int(record["row"]),
+            "language": store.languages[record["language"]],
+            "tokens": int(record["tokens"]),
+        }
+        if scores.ndim == 2:
+            each = {
+                rows_.name: float(value)
+                for rows_, value in zip(material.targets, scores[place], strict=True)
+            }
+            row |= {"score": max(each.values()), "target": max(each, key=lambda n: each[n])}
+            row["scores"] = each
+        else:
+            row["score"] = float(scores[place])
+        if features is not None:
+            row["gradient_norm"] = float(np.mean([f.norms[place] for f in features]))
+            row["loss"] = float(np.mean([f.losses[place] for f in features]))
+        rows.append(row)
+    return rows
+
+
+def _shares(
+    store: Store, documents: np.ndarray, chosen: np.ndarray, column: str
+) -> dict[str, dict[str, int]]:
+    """Rows of the pool and of the choice by language or source."""
+    names = store.languages if column == "language" else [s.name for s in store.sources]
+    values = store.documents[column][documents]
+    return {
+        names[number]: {
+            "pool": int((values == number).sum()),
+            "chosen": int((values[chosen] == number).sum()),
+        }
+        for number in np.unique(values).tolist()
+    }
+
+
+def _targets(material: Material, scores: np.ndarray, chosen: np.ndarray) -> dict[str, Any]:
+    """For each target, how many chosen rows help it most, and the mean scores."""
+    if scores.ndim != 2:
+        return {}
+    nearest = scores[chosen].argmax(1)
+    return {
+        rows.name: {
+            "rows": len(rows.documents),
+            "chosen": int((nearest == number).sum()),
+            "mean_in_pool": float(scores[:, number].mean()),
+            "mean_in_choice": float(scores[chosen, number].mean()),
+        }
+        for number, rows in enumerate(material.targets)
+    }
+
+
+def _page(report: dict[str, Any], rows: Sequence[dict[str, Any]]) -> str:
+    title = f"{report['chosen']:,} of {report['pool']:,} rows, chosen by {report['method']}"
+    parts = [f"<h1>{escape(title)}</h1>"]
+    for name in ("languages", "sources", "targets"):
+        table = report[name]
+        if table:
+            parts += [
+                f"<h2>{name.capitalize()}</h2>",
+                bars([(label, (entry["chosen"],)) for label, entry in table.items()], (KEPT,)),
+            ]
+    scores = report["scores"]
+    labels = [f"{edge:.3g}" for edge in scores["edges"]]
+    parts += ["<h2>Scores of the pool</h2>", histogram(labels, scores["pool"], "score")]
+    parts += ["<h2>Scores of the choice</h2>", histogram(labels, scores["chosen"], "score")]
+    parts += ["<h2>The first rows</h2><table>"]
+    parts += [
+        f"<tr><td>{escape(row['source'])}, row {row['row']}</td><td>{escape(row['language'])}</td>"
+        f"<td class=n>{row['score']:.4g}</td><td>{escape(row.get('target', ''))}</td></tr>"
+        for row in rows[:SHOWN]
+    ]
+    head = f"<meta charset=utf-8><title>{escape(title)}</title><style>{STYLE}</style>"
+    return f"<!doctype html>\n<html lang=en>{head}\n" + "\n".join(parts) + "</table>\n</html>\n"

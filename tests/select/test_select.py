@@ -1,0 +1,129 @@
+"""The stage: it finds the rows of the target's kind, goes on where it was killed, hands data on."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+
+from singalaut.artifact import Work
+from singalaut.data.store import Store
+from singalaut.errors import DataError, RecipeError
+from singalaut.select import features
+from singalaut.select.config import SelectConfig
+from singalaut.select.run import run_select
+from singalaut.train.config import SftConfig
+from singalaut.train.sft import run_sft
+
+
+def run(tmp_path, model, pool, targets=(), name="work", **settings):
+    settings = {
+        **{"share": 0.25, "warmup_steps": 4, "learning_rate": 1e-3, "dimensions": 512},
+        **settings,
+    }
+    config = SelectConfig(
+        data=({"path": "pool"},),
+        targets=[{"name": f"t{i}", "data": {"path": "t"}} for i in range(len(targets))],
+        **settings,
+    )
+    folder = tmp_path / name
+    folder.mkdir(exist_ok=True)
+    work = Work(folder)
+    run_select(config, model=model, data=[pool], targets=list(targets), work=work, seed=1)
+    return work
+
+
+def chosen(work):
+    lines = (work.path / "report" / "selection.jsonl").read_text().splitlines()
+    return [json.loads(line) for line in lines]
+
+
+def test_influence_finds_the_rows_of_the_target(tmp_path, tiny_model, pool_file, target_file):
+    work = run(tmp_path, tiny_model, pool_file, [target_file])
+    rows = chosen(work)
+    assert len(rows) == 10 and [row["language"] for row in rows].count("en") >= 9
+    assert all(row["target"] == "t0" for row in rows)
+    assert rows == sorted(rows, key=lambda row: -row["score"])
+    store = Store.open(work.path / "data")
+    assert len(store) == 10 and store.documents["row"].tolist() == [row["row"] for row in rows]
+    report = json.loads((work.path / "report" / "selection.json").read_bytes())
+    assert report["languages"]["en"] == {"pool": 10, "chosen": work_count(rows, "en")}
+    assert report["targets"]["t0"]["mean_in_choice"] > report["targets"]["t0"]["mean_in_pool"]
+    assert "chosen by influence" in (work.path / "report" / "selection.html").read_text()
+    random = chosen(run(tmp_path, tiny_model, pool_file, name="random", method="random"))
+    assert work_count(random, "en") < work_count(rows, "en")
+
+
+def work_count(rows, language):
+    return sum(row["language"] == language for row in rows)
+
+
+def test_what_is_chosen_is_learned(tmp_path, tiny_model, pool_file):
+    work = run(tmp_path, tiny_model, pool_file, method="length")
+    config = SftConfig(prepared="select", steps=2, batch_size=4)
+    folder = tmp_path / "sft"
+    folder.mkdir()
+    tuned = Work(folder)
+    data = work.path / "data"
+    run_sft(config, model=tiny_model, data=[], work=tuned, seed=0, prepared=data)
+    assert len(tuned.metrics()) == 2
+    assert sum(entry["rows"] for entry in tuned.facts["data"]) == 10
+
+
+@pytest.mark.parametrize("dies_at", [1, 4, 9])
+def test_a_killed_run_goes_on(dies_at, tmp_path, tiny_model, pool_file, target_file, monkeypatch):
+    monkeypatch.setattr(features, "BLOCK", 10)
+    whole = run(tmp_path, tiny_model, pool_file, [target_file], name="whole")
+    real, calls = features.project, []
+
+    def dies(*args):
+        calls.append(tuple(args[1].documents))
+        if len(calls) == dies_at:
+            raise KeyboardInterrupt
+        return real(*args)
+
+    monkeypatch.setattr(features, "project", dies)
+    with pytest.raises(KeyboardInterrupt):
+        run(tmp_path, tiny_model, pool_file, [target_file], name="killed")
+    resumed = run(tmp_path, tiny_model, pool_file, [target_file], name="killed")
+    assert len(calls) == 2 * 5 + 1  # nothing but the block in flight is done twice
+    assert chosen(resumed) == chosen(whole)
+    wanted, found = (Store.open(w.path / "data").documents for w in (whole, resumed))
+    assert np.array_equal(wanted, found)
+    assert resumed.metrics() == whole.metrics()
+
+
+@pytest.mark.parametrize("method", ["gradient-norm", "el2n", "loss", "length", "bm25", "random"])
+def test_other_methods_choose_too(method, tmp_path, tiny_model, pool_file, target_file):
+    targets = [target_file] if method == "bm25" else []
+    first = run(
+        tmp_path, tiny_model, pool_file, targets, "first", method=method, count=6, share=None
+    )
+    again = run(
+        tmp_path, tiny_model, pool_file, targets, "again", method=method, count=6, share=None
+    )
+    assert len(chosen(first)) == 6 and chosen(first) == chosen(again)
+    if method == "length":
+        tokens = [row["tokens"] for row in chosen(first)]
+        assert min(tokens) >= 20
+
+
+@pytest.mark.parametrize("diversity", ["k-centre", "facility-location"])
+def test_quotas_and_variety(diversity, tmp_path, tiny_model, pool_file, target_file):
+    settings = {"quota_by": "language", "quotas": {"th": 0.5}, "diversity": diversity}
+    rows = chosen(run(tmp_path, tiny_model, pool_file, [target_file], **settings))
+    assert work_count(rows, "th") == work_count(rows, "en") == 5
+
+
+def test_settings_and_data_that_do_not_fit_are_refused(tmp_path, tiny_model, pool_file, write):
+    for settings in ({}, {"share": 0.1, "count": 3}, {"share": 0.1}, {"share": 0.1, "quotas": {}}):
+        with pytest.raises(ValueError, match="it needs"):
+            SelectConfig(data=({"path": "p"},), **settings)
+    with pytest.raises(RecipeError, match="of `xx`"):
+        run(
+            *(tmp_path, tiny_model, pool_file),
+            **{"method": "length", "quota_by": "language", "quotas": {"xx": 1.0}},
+        )
+    with pytest.raises(DataError):
+        run(tmp_path, tiny_model, write("empty.jsonl", [{"odd": 1}]), method="length")
