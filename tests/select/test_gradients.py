@@ -5,7 +5,6 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from scipy.stats import spearmanr
 
 from singalaut.data.batches import lay_out, micro_batches
 from singalaut.model.hf import load_model
@@ -56,6 +55,12 @@ def at_once(model, micro):
 
 def worst(found, wanted):
     return float((found - wanted).abs().max() / wanted.abs().max())
+
+
+def spearman(first, second):
+    """The correlation of ranks; no two values are equal here."""
+    ranks = [np.argsort(np.argsort(values)) for values in (first, second)]
+    return np.corrcoef(ranks)[0, 1]
 
 
 def test_gradients_at_once_equal_one_by_one(network, store):
@@ -128,9 +133,9 @@ def test_projection_keeps_the_order_of_inner_products(network, store):
     pairs = np.triu_indices(40, 1)
     wanted = (exact @ exact.T).numpy()[pairs]
     found = (vectors @ vectors.T).numpy()[pairs]
-    assert spearmanr(wanted, found).statistic >= 0.95
+    assert spearman(wanted, found) >= 0.95
     other, _, _ = project(network, micro, Sketch(8192, 6, torch.device("cpu")), None)
-    assert spearmanr(wanted, (vectors @ other.T).numpy()[pairs]).statistic < 0.5
+    assert spearman(wanted, (vectors @ other.T).numpy()[pairs]) < 0.5
 
 
 def test_the_projection_is_right_on_average():
