@@ -28,8 +28,14 @@ from singalaut.generate.kernels.sampling import BAD_TOKEN, LARGEST_TOP_K, Picked
 from singalaut.generate.kernels.sampling import sample as sample_on_device
 from singalaut.generate.network import Network
 from singalaut.generate.pages import PageTables
-from singalaut.generate.plain import Outcome, first_bad_layer, score_prompt, see
-from singalaut.generate.sampling import sample
+from singalaut.generate.plain import (
+    Outcome,
+    first_bad_layer,
+    lasts_seen,
+    score_prompt,
+    see,
+    take_tokens,
+)
 from singalaut.generate.scheduler import Chunk, Step
 from singalaut.model.gemma3 import Gemma3
 from singalaut.model.paged import KINDS, PagedCache
@@ -94,6 +100,9 @@ class FastRunner:
         tables: PageTables,
         vocab_size: int,
         image_id: int | None,
+        *,
+        batch_invariant: bool = False,
+        weights: str | None = None,
     ):
         self.model, self.images, self.cache, self.tables = model, images, cache, tables
         self.vocab_size = vocab_size
@@ -102,7 +111,10 @@ class FastRunner:
         self._on_gpu = self.device.type == "cuda"
         slots, pages = tables.tables["global"].shape
         self.nobody = slots
-        self.network = Network(model, cache, slots, pages, vocab_size)
+        self.batch_invariant = batch_invariant
+        self.network = Network(
+            model, cache, slots, pages, vocab_size, batch_invariant=batch_invariant, weights=weights
+        )
         self.state = self.network.state
         self._graphs: dict[tuple[int, int], Graph] = {}
         self._pool: Any = None
@@ -126,8 +138,8 @@ class FastRunner:
         """Queue a step on the device; its tokens are fetched by `wait`."""
         self._send_pages()
         launched = Launched()
-        if step.decode:
-            self._decode(step.decode, launched)
+        for group in self._groups(step.decode):
+            self._decode(group, launched)
         if step.chunks:
             self._read(step.chunks, launched)
         launched.answers = [a for part in launched.parts for a in part.answers]
@@ -136,6 +148,15 @@ class FastRunner:
             launched.event = torch.cuda.Event()
             launched.event.record()
         return launched
+
+    def _groups(self, answers: list[Answer]) -> list[list[Answer]]:
+        """Answers that are sampled together: all of them, unless company may not matter."""
+        if not self.batch_invariant:
+            return [answers] if answers else []
+        groups: dict[int, list[Answer]] = {}
+        for answer in answers:
+            groups.setdefault(_sampler_of(answer), []).append(answer)
+        return list(groups.values())
 
     # decoding
 
@@ -204,7 +225,13 @@ class FastRunner:
                 answers.append(chunk.answer)
         if not answers:
             return
-        logits = self._logits(hidden[self._send(places, torch.int64)])
+        place_of = dict(zip(answers, places, strict=True))
+        for group in self._groups(answers):
+            rows = self._send([place_of[answer] for answer in group], torch.int64)
+            self._sample(self._logits(hidden[rows]), group, launched)
+
+    def _sample(self, logits: Tensor, answers: list[Answer], launched: Launched) -> None:
+        """The first tokens of answers."""
         kind = max(_sampler_of(answer) for answer in answers)
         if kind == ON_HOST:
             self._sample_on_host(logits, answers, launched)
@@ -223,13 +250,19 @@ class FastRunner:
         positions = np.concatenate([np.arange(c.start, c.end) for c in chunks])
         slots = np.repeat([chunk.answer.slot for chunk in chunks], counts)
         sent = self._send(np.stack([tokens, positions, slots]), torch.int32).unbind()
+        pictures = see(self.images, chunks)
+        if self.batch_invariant:
+            lasts = None
+            if pictures is not None:
+                lasts = self._send(np.concatenate([lasts_seen(c) for c in chunks]), torch.int32)
+            return self.network.read(*sent, plans=None, lasts=lasts, pictures=pictures)
         plans = {
             kind: ChunkPlan.of(
                 chunks, self.tables.tables[kind], self.network.window(kind), self.device, self._send
             )
             for kind in KINDS
         }
-        return self.network.read(*sent, plans=plans, pictures=see(self.images, chunks))
+        return self.network.read(*sent, plans=plans, pictures=pictures)
 
     def _welcome(self, answers: Sequence[Answer]) -> None:
         """Tell the device about answers that are about to get their first token here."""
@@ -261,11 +294,11 @@ class FastRunner:
         """Sample by the host's rules; the device hears of the tokens at once."""
         if self.hidden_id >= 0:
             logits[:, self.hidden_id] = float("-inf")
-        sampled = sample(logits, answers)
+        outcome = take_tokens(logits, answers, alone=self.batch_invariant)
         slots = self._send([answer.slot for answer in answers], torch.int64)
-        self.state.token[slots] = sampled.tokens.int()
+        self.state.token[slots] = self._send(outcome.tokens, torch.int32)
         self.state.position[slots] += 1
-        launched.known.append(Outcome.of(answers, sampled))
+        launched.known.append(outcome)
 
     def _logits(self, hidden: Tensor) -> Tensor:
         logits = self.network.logits(hidden)

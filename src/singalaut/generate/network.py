@@ -17,26 +17,50 @@ from singalaut.generate.chunks import ChunkPlan
 from singalaut.generate.kernels import single
 from singalaut.generate.kernels.attention import AttentionScratch, attend, choose_splits
 from singalaut.generate.kernels.elementwise import add_norms, embed, finish_qkv, gelu_mul
+from singalaut.generate.kernels.matmul import (
+    Matrix,
+    Quantised,
+    first_rows,
+    fp8_product,
+    product,
+    values_of,
+)
 from singalaut.generate.kernels.sampling import SlotState
 from singalaut.generate.weights import EngineWeights
 from singalaut.model.gemma3 import Gemma3, rotation
 from singalaut.model.paged import KINDS, PAGE_TOKENS, Kind, PagedCache
 
 Attention = Callable[[int, Tensor], Tensor]  # of a layer, from its queries, keys and values
+FP8_ROWS = 16  # from here on products are in FP8 as a whole, below only weights are
+USUAL_ROWS = 64  # for which keys are split where the number of rows may not matter
+ALONE_ROWS = 512  # whose attention is computed together where each row is on its own
 
 
 class Network:
     """A model's weights as kernels take them, and what the device knows of each slot.
 
-    The slot after the last belongs to nobody: padding of a batch works there.
+    The slot after the last belongs to nobody: padding of a batch works there. `weights` are held in
+    int8 or fp8 where it says so. `batch_invariant`: tokens of prompts and of answers go through the
+    same kernels, in which no row's numbers depend on how many rows there are.
     """
 
-    def __init__(self, model: Gemma3, cache: PagedCache, slots: int, pages: int, vocab_size: int):
+    def __init__(
+        self,
+        model: Gemma3,
+        cache: PagedCache,
+        slots: int,
+        pages: int,
+        vocab_size: int,
+        *,
+        batch_invariant: bool,
+        weights: str | None,
+    ):
         self.model, self.cache, self.vocab_size = model, cache, vocab_size
+        self.batch_invariant = batch_invariant
         self.config = model.config
         self.device = model.embedding.weight.device
         self.dtype = cache.stores["global"].dtype
-        self.weights = EngineWeights(model, self.dtype)
+        self.weights = EngineWeights(model, self.dtype, weights)
         self.state = SlotState.empty(slots + 1, self.device)
         self.tables: dict[Kind, Tensor] = {
             kind: torch.zeros(slots + 1, pages, dtype=torch.int32, device=self.device)
@@ -50,7 +74,9 @@ class Network:
 
     def decode(self, slots: Tensor) -> Tensor:
         """Logits [R, V] after the newest token of each slot, whose key and value are stored."""
-        return self._decode_one(slots) if len(slots) == 1 else self._decode_many(slots)
+        if len(slots) == 1 and not self.batch_invariant:
+            return self._decode_one(slots)
+        return self._decode_many(slots)
 
     def read(
         self,
@@ -58,19 +84,22 @@ class Network:
         positions: Tensor,
         slots: Tensor,
         *,
-        plans: dict[Kind, ChunkPlan],
+        plans: dict[Kind, ChunkPlan] | None,
+        lasts: Tensor | None = None,
         pictures: Tensor | None,
     ) -> Tensor:
         """Final hidden states [T, W] of tokens of prompts, which are stored.
 
-        `pictures` are the embeddings of the image tokens among them.
+        `pictures` are the embeddings of the image tokens among them. Without `plans` each token is
+        a row of its own, which sees the keys up to its `lasts` or else its position.
         """
         config, eps = self.config, self.config.norm_eps
         x, h = self._embed(tokens, None)
         if pictures is not None:
             assert config.vision is not None
-            x[tokens == config.vision.image_id] = pictures.flatten(0, 1).to(x.dtype)
-            h = self.model.get_submodule("layers.0.attention_norm")(x)
+            is_image = tokens == config.vision.image_id
+            x[is_image] = pictures.flatten(0, 1).to(x.dtype)
+            h[is_image] = self.model.get_submodule("layers.0.attention_norm")(x[is_image])
 
         def attention(layer: int, qkv: Tensor) -> Tensor:
             kind = self.kind(layer)
@@ -80,6 +109,8 @@ class Network:
                 qkv, mine.query_norm, mine.key_norm, eps, *self._rope[kind], positions, slots,
                 self.tables[kind], keys, values, config.num_heads, positions_by_slot=False,
             )  # fmt: skip
+            if plans is None:
+                return self._attend(layer, qkv, positions, slots, lasts, by_slot=False)
             return plans[kind].attend(qkv, keys, values, config.num_heads, self.scale)
 
         self._layers(x, h, attention)
@@ -87,15 +118,15 @@ class Network:
 
     def logits(self, hidden: Tensor) -> Tensor:
         """Logits in float32: rounded to bfloat16 they would be the largest error of the engine."""
-        table = self.weights.embedding[: self.vocab_size]
+        table = first_rows(self.weights.head, self.vocab_size)
+        if self.batch_invariant or isinstance(table, Quantised):
+            return product(hidden, table, torch.float32)
         if self.dtype == torch.float32:
             return torch.mm(hidden, table.T)
         return torch.mm(hidden, table.T, out_dtype=torch.float32)
 
     def _decode_many(self, slots: Tensor) -> Tensor:
-        rows, state = len(slots), self.state
-        config, eps = self.config, self.config.norm_eps
-        splits = {kind: self._splits(rows, kind) for kind in KINDS}
+        state, config, eps = self.state, self.config, self.config.norm_eps
         x, h = self._embed(state.token, slots)
 
         def attention(layer: int, qkv: Tensor) -> Tensor:
@@ -107,15 +138,35 @@ class Network:
                 qkv, mine.query_norm, mine.key_norm, eps, *self._rope[kind], state.position,
                 slots, table, keys, values, config.num_heads, positions_by_slot=True,
             )  # fmt: skip
-            out = self._empty(rows, config.num_heads * config.head_dim)
-            attend(
-                qkv, keys, values, out, self._scratch[kind], state.position, slots, table,
-                self.scale, self.window(kind), splits[kind], positions_by_slot=True,
-            )  # fmt: skip
-            return out
+            return self._attend(layer, qkv, state.position, slots, None, by_slot=True)
 
         self._layers(x, h, attention)
         return self.logits(h)
+
+    def _attend(
+        self,
+        layer: int,
+        qkv: Tensor,
+        positions: Tensor,
+        slots: Tensor,
+        lasts: Tensor | None,
+        *,
+        by_slot: bool,
+    ) -> Tensor:
+        """Attention of rows over stored keys; `positions` are those of rows or of slots."""
+        rows, kind, config = len(slots), self.kind(layer), self.config
+        together = ALONE_ROWS if self.batch_invariant else rows
+        splits = self._splits(together, kind)
+        out = self._empty(rows, config.num_heads * config.head_dim)
+        for first in range(0, rows, together):
+            some = slice(first, first + together)
+            attend(
+                qkv[some], *self.cache.layer(layer), out[some], self._scratch[kind],
+                positions if by_slot else positions[some], slots[some], self.tables[kind],
+                self.scale, self.window(kind), splits, positions_by_slot=by_slot,
+                lasts=None if lasts is None else lasts[some],
+            )  # fmt: skip
+        return out
 
     def _decode_one(self, slots: Tensor) -> Tensor:
         """The same for one row, by kernels that only read weights."""
@@ -143,7 +194,7 @@ class Network:
             single.attend_row(
                 qkv, mine.query_norm, mine.key_norm, eps, *self._rope[kind], state.position, slots,
                 self.tables[kind], keys, values, out, self._scratch[kind], self.scale,
-                self.window(kind), splits[kind], mine.gate_up,
+                self.window(kind), splits[kind], values_of(mine.gate_up),
             )  # fmt: skip
             single.matvec(mine.output, out, y)
             single.norm_matvec(
@@ -154,7 +205,7 @@ class Network:
             single.matvec(mine.down, inner, y)
         single.add_norms_row(x, y, layers[-1].mlp_post_norm, weights.final_norm, eps, other, h)
         logits = torch.empty(1, self.vocab_size, dtype=torch.float32, device=self.device)
-        single.matvec(weights.embedding[: self.vocab_size], h, logits)
+        single.matvec(first_rows(weights.head, self.vocab_size), h, logits)
         return logits
 
     def _embed(self, tokens: Tensor, slots: Tensor | None) -> tuple[Tensor, Tensor]:
@@ -169,16 +220,24 @@ class Network:
         """All layers over rows of tokens; `h` ends as the final hidden states."""
         eps, layers = self.config.norm_eps, self.weights.layers
         for index, mine in enumerate(layers):
-            out = attention(index, torch.mm(h, mine.qkv.T))
-            y = torch.mm(out, mine.output.T)
+            out = attention(index, self._product(h, mine.qkv))
+            y = self._product(out, mine.output)
             add_norms(x, y, mine.attention_post_norm, mine.mlp_norm, eps, h)
-            gate_up = torch.mm(h, mine.gate_up.T)
+            gate_up = self._product(h, mine.gate_up)
             inner = self._empty(len(x), gate_up.shape[1] // 2)
             gelu_mul(gate_up, inner)
-            y = torch.mm(inner, mine.down.T)
+            y = self._product(inner, mine.down)
             last = index + 1 == len(layers)
             following = self.weights.final_norm if last else layers[index + 1].attention_norm
             add_norms(x, y, mine.mlp_post_norm, following, eps, h)
+
+    def _product(self, x: Tensor, weight: Matrix) -> Tensor:
+        if isinstance(weight, Quantised):
+            is_fp8 = weight.values.dtype == torch.float8_e4m3fn
+            if is_fp8 and x.is_cuda and len(x) >= FP8_ROWS and not self.batch_invariant:
+                return fp8_product(x, weight, self.dtype)
+            return product(x, weight)
+        return product(x, weight) if self.batch_invariant else torch.mm(x, weight.T)
 
     def kind(self, layer: int) -> Kind:
         return "global" if self.config.is_global(layer) else "window"
@@ -194,10 +253,14 @@ class Network:
         return torch.empty(shape, dtype=torch.float32, device=self.device)
 
     def _splits(self, rows: int, kind: Kind) -> int:
-        """How many programs share a row's keys; room for their results is made beside."""
+        """How many programs share a row's keys; room for their results is made beside.
+
+        Rows that must not know of others get as many as rows of a batch of some size.
+        """
         config = self.config
         most = config.window if kind == "window" else self.tables[kind].shape[1] * PAGE_TOKENS
-        splits = choose_splits(rows, config.num_kv_heads, most)
+        company = USUAL_ROWS if self.batch_invariant else rows
+        splits = choose_splits(company, config.num_kv_heads, most)
         programs = rows * config.num_kv_heads * splits
         known = self._scratch.get(kind)
         if known is None or len(known.counters) < programs:
