@@ -40,9 +40,11 @@ class Float32:
 
 @dataclass(frozen=True)
 class Int8:
-    """y = scale_row · scale_out · (x₈ w₈ᵀ): sums of integers, weights scaled by output row.
+    """y = scale_row · scale_out · (high + low / 254) w₈ᵀ: sums of integers.
 
-    Each row of x is rounded to 8 bits with a scale of its own, as llama.cpp does for blocks of 32.
+    A row of w and a row of x have a scale each. x takes part with 15 bits, in two rows of 8: its
+    largest entries are so much larger than the others that with 8 bits these would be lost, and
+    while weights are what takes time, the second row is free.
     """
 
     packed: Tensor
@@ -58,13 +60,17 @@ class Int8:
 
     def product(self, rows: Float[Tensor, "N I"]) -> Float[Tensor, "N O"]:
         scale = rows.abs().amax(1, keepdim=True).clamp_(min=1e-12).div_(127)
+        exact = rows.div(scale)
+        high = exact.round()
+        low = exact.sub_(high).mul_(254).round_()
         # 128 stands for zero: the processor multiplies unsigned by signed bytes
-        small = rows.div(scale).round_().add_(128).to(torch.uint8)
+        both = torch.cat((high, low)).add_(128).to(torch.uint8)
         out = torch.ops.onednn.qlinear_pointwise(
-            small, 1.0, 128, self.packed, self.scales, self.zeros, None, 1.0, 0, torch.float32,
+            both, 1.0, 128, self.packed, self.scales, self.zeros, None, 1.0, 0, torch.float32,
             "none", [], "",
         )  # fmt: skip
-        return out.mul_(scale)
+        of_high, of_low = out.chunk(2)
+        return of_high.add_(of_low, alpha=1 / 254).mul_(scale)
 
 
 @dataclass(frozen=True)
