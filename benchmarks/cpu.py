@@ -18,6 +18,8 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
+
 ROOT = Path(__file__).parents[1]
 NEW_TOKENS = 48
 PROMPT = "Apa ibu kota Indonesia dan apa yang terkenal di sana? " * 4
@@ -99,8 +101,10 @@ def training(model: Path, repeats: int) -> list[tuple[str, ...]]:
     from peft import LoraConfig, get_peft_model
     from transformers import AutoModelForCausalLM
 
-    from singalaut.data.batches import load_training_data, micro_batches
+    from singalaut.data.batches import lay_out, micro_batches
+    from singalaut.data.cache import cached_store
     from singalaut.data.config import DataSource
+    from singalaut.data.mix import mixture
     from singalaut.model.hf import load_model
     from singalaut.model.lora import add_adapter
     from singalaut.train.config import ALL_PROJECTIONS
@@ -108,7 +112,8 @@ def training(model: Path, repeats: int) -> list[tuple[str, ...]]:
     from singalaut.train.step import train_step
 
     source = ROOT / "recipes" / "data" / "quickstart.jsonl"
-    data = load_training_data([source], (DataSource(path="quickstart"),), model, 2048)
+    store = cached_store((DataSource(path="quickstart"),), [source], model, 2048)
+    mixed = mixture(store, 0, weights=[1.0], limits=[None])
     ours = add_adapter(load_model(model), 16, 32.0, ALL_PROJECTIONS, seed=0).train()
     our_optimizer = adamw(ours, 1e-4, 0.0)
     base = AutoModelForCausalLM.from_pretrained(model, dtype=torch.float32)
@@ -116,25 +121,25 @@ def training(model: Path, repeats: int) -> list[tuple[str, ...]]:
     theirs = get_peft_model(base, LoraConfig(r=16, lora_alpha=32, target_modules=targets)).train()
     trainable = [p for p in theirs.parameters() if p.requires_grad]
     their_optimizer = torch.optim.AdamW(trainable, lr=1e-4, weight_decay=0.0)
-    batches = [data.batch(step, 8, seed=0) for step in range(2)]
+    batches = [mixed.documents(8 * step, 8 * step + 8) for step in range(2)]
 
-    def our_step(batch: list) -> float:
+    def our_step(batch: np.ndarray) -> float:
         begin = time.perf_counter()
-        meters = train_step(ours, our_optimizer, micro_batches(batch, 2048), 1e-4, 1.0)
+        meters = train_step(ours, our_optimizer, micro_batches(store, batch, 2048), 1e-4, 1.0)
         return meters.tokens / (time.perf_counter() - begin)
 
-    def peer_step(batch: list) -> float:
+    def peer_step(batch: np.ndarray) -> float:
         begin = time.perf_counter()
-        longest = max(len(e.tokens) for e in batch)
+        longest = int(store.documents["tokens"][batch].max())
         tokens = torch.zeros(len(batch), longest, dtype=torch.long)
         labels = torch.full_like(tokens, -100)
         attention = torch.zeros_like(tokens)
-        for i, example in enumerate(batch):
-            length = len(example.tokens)
-            tokens[i, :length] = torch.from_numpy(example.tokens)
+        for i, document in enumerate(batch.tolist()):
+            row = lay_out(store, [document])
+            length = row.tokens.shape[1]
+            tokens[i, :length] = row.tokens[0]
             attention[i, :length] = 1
-            mask = torch.from_numpy(example.mask)
-            labels[i, :length] = tokens[i, :length].masked_fill(~mask, -100)
+            labels[i, :length] = row.tokens[0].masked_fill(~row.mask[0], -100)
         loss = theirs(tokens, attention_mask=attention, labels=labels).loss
         loss.backward()
         torch.nn.utils.clip_grad_norm_(trainable, 1.0)
@@ -147,8 +152,10 @@ def training(model: Path, repeats: int) -> list[tuple[str, ...]]:
         ours=lambda: statistics.mean(map(our_step, batches)),
         peer=lambda: statistics.mean(map(peer_step, batches)),
     )
-    learned = sum(int(e.mask.sum()) for b in batches for e in b)
-    total = sum(len(e.tokens) for b in batches for e in b)
+    learned, total = (
+        sum(int(store.documents[name][batch].sum()) for batch in batches)
+        for name in ("learned", "tokens")
+    )
     what = f"LoRA step, 8 conversations, {100 * learned / total:.0f} % of tokens learned"
     return [row(what, "tokens/s", found["ours"], found["peer"], "`transformers` + `peft`")]
 

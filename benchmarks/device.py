@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import re
 import time
 from collections.abc import Callable
+from pathlib import Path
 
 import torch
 
@@ -12,6 +14,7 @@ from singalaut.model.gemma3 import Gemma3
 
 BF16 = torch.bfloat16
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
+TABLES = Path(__file__).parents[1] / "docs" / "performance.md"
 
 
 def build(config: Gemma3Config) -> Gemma3:
@@ -53,3 +56,16 @@ def allocated() -> int:
         return 0
     torch.cuda.reset_peak_memory_stats()
     return torch.cuda.memory_allocated()
+
+
+def write_section(part: str, lines: list[str]) -> None:
+    """Print a table, and put it where docs/performance.md has a place for this part and device."""
+    device = torch.cuda.get_device_name()
+    head = f"{device}; torch {torch.__version__}; {time.strftime('%Y-%m-%d')}."
+    text = "\n".join([head, "", *lines])
+    print(text)
+    name = re.sub(r"\W+", "-", f"{part} {device}".strip().lower())
+    begin, end = f"<!-- {name} -->", f"<!-- /{name} -->"
+    pattern = re.compile(f"{begin}.*{end}", re.S)
+    if pattern.search(TABLES.read_text()):
+        TABLES.write_text(pattern.sub(lambda _: f"{begin}\n{text}\n{end}", TABLES.read_text()))

@@ -12,20 +12,18 @@ implementations, no statement about quality.
 from __future__ import annotations
 
 import argparse
-import re
 import shutil
 import statistics
 import subprocess
 import sys
 import tempfile
-import time
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import torch
-from device import BF16, DEVICE, allocated, build, randomise, seconds
+from device import BF16, DEVICE, allocated, build, randomise, seconds, write_section
 
 from singalaut.model.config import SIZES, Gemma3Config, VisionConfig
 from singalaut.model.gemma3 import Gemma3
@@ -315,17 +313,8 @@ def loading(size: str) -> tuple[str, str]:
 
 def write_table(rows: list[tuple[str, str]], part: str = "") -> None:
     """Replace the part of docs/performance.md that belongs to this device."""
-    device = torch.cuda.get_device_name()
-    head = f"{device}; torch {torch.__version__}; {time.strftime('%Y-%m-%d')}."
-    lines = [head, "", "| what | figure |", "|---|---|"]
-    text = "\n".join([*lines, *(f"| {what} | {figure} |" for what, figure in rows)])
-    print(text)
-    file = ROOT / "docs" / "performance.md"
-    name = re.sub(r"\W+", "-", f"{part} {device}".strip().lower())
-    begin, end = f"<!-- {name} -->", f"<!-- /{name} -->"
-    pattern = re.compile(f"{begin}.*{end}", re.S)
-    if pattern.search(file.read_text()):
-        file.write_text(pattern.sub(lambda _: f"{begin}\n{text}\n{end}", file.read_text()))
+    figures = (f"| {what} | {figure} |" for what, figure in rows)
+    write_section(part, ["| what | figure |", "|---|---|", *figures])
 
 
 if __name__ == "__main__":

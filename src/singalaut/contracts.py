@@ -32,7 +32,11 @@ class Message:
 
 @dataclass(frozen=True)
 class Sample:
-    """One training or evaluation example with its provenance."""
+    """One training or evaluation example with its provenance.
+
+    `rejected` is the worse answer of a preference pair, in place of the last turns of `messages`;
+    `reference` the right answer, and `constraints` what an answer must keep to, for checkers.
+    """
 
     messages: list[Message]
     id: str
@@ -40,6 +44,9 @@ class Sample:
     source: str | None = None
     licence: str | None = None
     tools: list[dict[str, Any]] = field(default_factory=list)
+    rejected: Sequence[Message] = ()
+    reference: str | None = None
+    constraints: Sequence[Mapping[str, Any]] = ()
     meta: Mapping[str, Any] = field(default_factory=dict)
 
 

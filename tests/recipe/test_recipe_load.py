@@ -66,7 +66,8 @@ def test_unknown_key_is_named_with_line_and_nearest_name(recipe_file, old, new, 
         ("steps = 3", "steps = 3.5", 14, "`sft.steps` needs a whole number, found 3.5"),
         ("steps = 3", "steps = true", 14, "`sft.steps` needs a whole number, found `true`"),
         ("steps = 3", "steps = 0", 14, "`sft.steps` needs 1 or more, found 0"),
-        ("steps = 3", "", 8, "`sft.steps` is missing"),
+        ("steps = 3", "", 8, "`sft`: it needs either `steps` or `epochs`"),
+        ("steps = 3", "steps = 3\nepochs = 1", 8, "either `steps` or `epochs`"),
         ("weight = 2.0", "weight = inf", 11, "`sft.data[0].weight` needs a finite number"),
         ("rank = 4", 'targets = ["querry"]', 15, "`sft.adapter.targets[0]` cannot be"),
         ("rank = 4", "targets = []", 15, "needs at least 1 entry, found an empty list"),
@@ -109,9 +110,9 @@ def test_second_stage_of_a_kind_needs_a_name(recipe_file):
 
 
 def test_all_problems_are_told_at_once(recipe_file):
-    error = complaint(recipe_file, "steps = 3", "step = 3", ["merge.metod=linear"])
-    assert error.what.startswith("3 settings cannot be used")
-    for part in ("line 14", "`steps`", "`sft.steps` is missing", "--set merge.metod", "`method`"):
+    error = complaint(recipe_file, 'path = "a.jsonl"', "step = 3", ["merge.metod=linear"])
+    assert error.what.startswith("2 settings cannot be used")
+    for part in ("line 11", "`step` is not a setting of `sft.data[0]`", "--set merge.metod"):
         assert part in error.what
 
 

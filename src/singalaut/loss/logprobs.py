@@ -1,8 +1,8 @@
 """Log-probabilities of chosen tokens without ever holding all logits.
 
 A Gemma 3 vocabulary has 262 k entries, so the logits of 4,096 positions take 4 GB in float32.
-Rows are taken in chunks: each chunk's logits are made, used and dropped, and its gradient is
-formed on the spot. Shapes: N positions, W hidden width, V vocabulary.
+Rows are taken in chunks: each chunk's logits are made, used and dropped. Shapes: N positions,
+W hidden width, V vocabulary, C rows of a chunk.
 """
 
 from __future__ import annotations
@@ -13,11 +13,12 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-CHUNK_ROWS = 128
+CHUNK_ROWS = 128  # on a CPU, where the logits should stay in its cache
+CHUNK_BYTES = 2 << 30  # of logits on other devices: fewer and larger matrix products
 
 
-class _ChunkedNegativeLogLikelihood(torch.autograd.Function):
-    """Σ_n −log softmax(h_n Wᵀ)[target_n], with both gradients made in the forward pass."""
+class _NegativeLogLikelihood(torch.autograd.Function):
+    """Σ_n −log softmax(h_n Wᵀ)[target_n] and its terms, with both gradients made forward."""
 
     @staticmethod
     def forward(
@@ -26,44 +27,150 @@ class _ChunkedNegativeLogLikelihood(torch.autograd.Function):
         weight_VW: Float[Tensor, "V W"],
         targets_N: Int[Tensor, " N"],
         chunk_rows: int,
-    ) -> Float[Tensor, ""]:
+    ) -> tuple[Float[Tensor, ""], Float[Tensor, " N"]]:
+        wants_hidden, wants_weight = ctx.needs_input_grad[:2]
+        hidden_grad = torch.empty_like(hidden_NW) if wants_hidden else None
+        weight_grad = None
+        losses_N = hidden_NW.new_empty(len(hidden_NW), dtype=torch.float32)
+        for chunk in _chunks(len(hidden_NW), chunk_rows):
+            hidden = hidden_NW[chunk]
+            logits_CV = hidden @ weight_VW.T
+            error_CV = _losses_and_error(
+                logits_CV, targets_N[chunk], losses_N[chunk], wants_hidden or wants_weight
+            )
+            if hidden_grad is not None:
+                torch.mm(error_CV, weight_VW, out=hidden_grad[chunk])
+            if wants_weight and weight_grad is None:
+                weight_grad = error_CV.T @ hidden
+            elif weight_grad is not None:
+                weight_grad.addmm_(error_CV.T, hidden)
+        if wants_weight and weight_grad is None:
+            weight_grad = torch.zeros_like(weight_VW)
+        ctx.save_for_backward(hidden_grad, weight_grad)
+        ctx.mark_non_differentiable(losses_N)
+        return losses_N.sum(), losses_N
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, Tensor | None, None, None]:
+        # each gradient is used once, so it may be scaled where it lies
+        scaled = [None if g is None else g.mul_(grads[0].to(g.dtype)) for g in ctx.saved_tensors]
+        return scaled[0], scaled[1], None, None
+
+
+class _TokenLogprobs(torch.autograd.Function):
+    """log softmax(h_n Wᵀ / T)[target_n], float32; logits are made again in the backward pass."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        hidden_NW: Float[Tensor, "N W"],
+        weight_VW: Float[Tensor, "V W"],
+        targets_N: Int[Tensor, " N"],
+        temperature: float,
+        chunk_rows: int,
+    ) -> tuple[Float[Tensor, " N"], Float[Tensor, " N"]]:
+        logprobs_N = hidden_NW.new_empty(len(hidden_NW), dtype=torch.float32)
+        normalisers_N = torch.empty_like(logprobs_N)
+        entropies_N = torch.empty_like(logprobs_N)
+        for chunk in _chunks(len(hidden_NW), chunk_rows):
+            logits_CV = _wide_logits(hidden_NW[chunk], weight_VW, temperature)
+            normaliser_C1 = logits_CV.logsumexp(-1, keepdim=True)
+            chosen_C1 = logits_CV.gather(-1, targets_N[chunk, None])
+            logprobs_N[chunk] = (chosen_C1 - normaliser_C1)[:, 0]
+            normalisers_N[chunk] = normaliser_C1[:, 0]
+            mean_C = (logits_CV.sub(normaliser_C1).exp_() * logits_CV).sum(-1)
+            entropies_N[chunk] = normaliser_C1[:, 0] - mean_C
+        ctx.save_for_backward(hidden_NW, weight_VW, targets_N, normalisers_N)
+        ctx.temperature, ctx.chunk_rows = temperature, chunk_rows
+        ctx.mark_non_differentiable(entropies_N)
+        return logprobs_N, entropies_N
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, Tensor | None, None, None, None]:
+        hidden_NW, weight_VW, targets_N, normalisers_N = ctx.saved_tensors
         wants_hidden, wants_weight = ctx.needs_input_grad[:2]
         hidden_grad = torch.empty_like(hidden_NW) if wants_hidden else None
         weight_grad = torch.zeros_like(weight_VW) if wants_weight else None
-        total = hidden_NW.new_zeros((), dtype=torch.float32)
-        for start in range(0, len(hidden_NW), chunk_rows):
-            chunk = slice(start, start + chunk_rows)
-            hidden, targets = hidden_NW[chunk], targets_N[chunk, None]
-            logits_CV = (hidden @ weight_VW.T).float()
-            normaliser_C1 = logits_CV.logsumexp(-1, keepdim=True)
-            total += (normaliser_C1 - logits_CV.gather(-1, targets)).sum()
-            if hidden_grad is None and weight_grad is None:
-                continue
-            error_CV = logits_CV.sub_(normaliser_C1).exp_()
-            error_CV.scatter_add_(-1, targets, -torch.ones_like(normaliser_C1))
+        for chunk in _chunks(len(hidden_NW), ctx.chunk_rows):
+            hidden = hidden_NW[chunk]
+            error_CV = _wide_logits(hidden, weight_VW, ctx.temperature)
+            error_CV.sub_(normalisers_N[chunk, None]).exp_().neg_()
+            ones_C1 = torch.ones_like(normalisers_N[chunk, None])
+            error_CV.scatter_add_(-1, targets_N[chunk, None], ones_C1)
+            error_CV.mul_(grads[0][chunk, None] / ctx.temperature)
             error_CV = error_CV.to(hidden.dtype)
             if hidden_grad is not None:
                 torch.mm(error_CV, weight_VW, out=hidden_grad[chunk])
             if weight_grad is not None:
                 weight_grad.addmm_(error_CV.T, hidden)
-        ctx.save_for_backward(hidden_grad, weight_grad)
-        return total
-
-    @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, Tensor | None, None, None]:
-        scaled = [None if g is None else g * grads[0].to(g.dtype) for g in ctx.saved_tensors]
-        return scaled[0], scaled[1], None, None
+        return hidden_grad, weight_grad, None, None, None
 
 
 def negative_log_likelihood(
     hidden: Float[Tensor, "N W"],
     weight: Float[Tensor, "V W"],
     targets: Int[Tensor, " N"],
-    chunk_rows: int = CHUNK_ROWS,
-) -> Float[Tensor, ""]:
-    """Σ_n −log p(target_n) in nats, float32, where p = softmax(hidden · weightᵀ).
+    chunk_rows: int | None = None,
+) -> tuple[Float[Tensor, ""], Float[Tensor, " N"]]:
+    """Σ_n −log p(target_n) in nats, p = softmax(hidden · weightᵀ), and its terms; float32.
 
-    Memory beside the gradients: `chunk_rows` rows of logits. The sum does not depend on
-    `chunk_rows` beyond rounding.
+    Only the sum has a gradient; it may be asked for once. Memory beside the gradients:
+    `chunk_rows` rows of logits. The sum does not depend on `chunk_rows` beyond rounding.
     """
-    return _ChunkedNegativeLogLikelihood.apply(hidden, weight, targets, chunk_rows)
+    rows = chunk_rows or _default_rows(hidden, weight, hidden.element_size())
+    total, losses = _NegativeLogLikelihood.apply(hidden, weight, targets, rows)
+    return total, losses
+
+
+def token_logprobs(
+    hidden: Float[Tensor, "N W"],
+    weight: Float[Tensor, "V W"],
+    targets: Int[Tensor, " N"],
+    temperature: float = 1.0,
+    chunk_rows: int | None = None,
+) -> tuple[Float[Tensor, " N"], Float[Tensor, " N"]]:
+    """log p(target_n) and the entropy of p, in nats, p = softmax(hidden · weightᵀ / temperature).
+
+    The log-probabilities have gradients, the entropies have none. Logits are float32, and are made
+    once more in the backward pass: `chunk_rows` rows of them are all the memory it takes.
+    """
+    rows = chunk_rows or _default_rows(hidden, weight, 8)
+    logprobs, entropies = _TokenLogprobs.apply(hidden, weight, targets, temperature, rows)
+    return logprobs, entropies
+
+
+def _losses_and_error(
+    logits_CV: Tensor, targets_C: Tensor, losses_C: Tensor, wants_error: bool
+) -> Tensor:
+    """Writes −log p(target) into `losses_C`; returns softmax − one-hot, in the logits' memory."""
+    if logits_CV.is_cuda:
+        from singalaut.loss.kernels import losses_and_error
+
+        losses_and_error(logits_CV, targets_C, losses_C, wants_error)
+        return logits_CV
+    wide_CV = logits_CV.float()
+    normaliser_C1 = wide_CV.logsumexp(-1, keepdim=True)
+    losses_C.copy_((normaliser_C1 - wide_CV.gather(-1, targets_C[:, None]))[:, 0])
+    if not wants_error:
+        return logits_CV
+    error_CV = wide_CV.sub_(normaliser_C1).exp_()
+    error_CV.scatter_add_(-1, targets_C[:, None], -torch.ones_like(normaliser_C1))
+    return error_CV.to(logits_CV.dtype)
+
+
+def _wide_logits(hidden: Tensor, weight: Tensor, temperature: float) -> Tensor:
+    if hidden.is_cuda and hidden.dtype != torch.float32:
+        logits = torch.mm(hidden, weight.T, out_dtype=torch.float32)
+    else:
+        logits = (hidden @ weight.T).float()
+    return logits if temperature == 1 else logits.div_(temperature)
+
+
+def _default_rows(hidden: Tensor, weight: Tensor, bytes_each: int) -> int:
+    if hidden.device.type == "cpu":
+        return CHUNK_ROWS
+    return max(CHUNK_ROWS, CHUNK_BYTES // (len(weight) * bytes_each) // CHUNK_ROWS * CHUNK_ROWS)
+
+
+def _chunks(rows: int, chunk_rows: int) -> list[slice]:
+    return [slice(start, start + chunk_rows) for start in range(0, rows, chunk_rows)]

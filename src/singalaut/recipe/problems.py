@@ -112,6 +112,8 @@ def _translate(detail: dict[str, Any], data: Mapping[str, Any]) -> Problem:
         options = re.findall(r"'([^']*)'", context["expected"])
         hint = nearest(str(detail["input"]), options, "it can be")
         return Problem(path, f"`{name}` cannot be {found}", hint)
+    if kind == "value_error":
+        return Problem(path, f"`{name}`: {context['error']}")
     if path == ("stage",) and isinstance(detail["input"], dict):
         return Problem(path, "`stage` is one table", "write `[[stage]]`, with two brackets")
     if kind == "value_error":  # our own words

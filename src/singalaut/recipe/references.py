@@ -10,7 +10,13 @@ from singalaut.recipe.schema import Recipe, StageConfig
 
 RECIPE_NAME = re.compile(r"[^\s./\\\x00-\x1f-][^\s/\\\x00-\x1f]*")
 STAGE_NAME = re.compile(r"[^\s./\\=\x00-\x1f-][^\s./\\=\x00-\x1f]*")  # is part of `--set` keys
-WORDS = {"model": "a model", "evaluation": "an evaluation", "release": "a release"}
+WORDS = {
+    "model": "a model",
+    "data": "prepared data",
+    "evaluation": "an evaluation",
+    "release": "a release",
+}
+NEEDS = {"evaluation": "evaluation", "prepared": "data"}  # by the label of an input; else a model
 RESERVED = ("base", *Recipe.model_fields)
 
 
@@ -55,7 +61,7 @@ def _inputs(stage: StageConfig, earlier: Mapping[str, str], later: set[str]) -> 
     problems = []
     for label, reference in stage.inputs().items():
         path = tuple(int(part) if part.isdigit() else part for part in label.split("."))
-        needed = "evaluation" if path[0] == "evaluation" else "model"
+        needed = NEEDS.get(str(path[0]), "model")
         fitting = [name for name, output in earlier.items() if output == needed]
         place = f"`{stage.name}.{path[0]}`"
         if reference in fitting:

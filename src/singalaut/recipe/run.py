@@ -6,20 +6,22 @@ Which code runs a kind of stage, and how a model's name becomes a directory, is 
 from __future__ import annotations
 
 import logging
+import os
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
-from singalaut.artifact import Artifact, content_hash, find, open_artifact
+from singalaut.artifact import Artifact, Work, content_hash, find, open_artifact
 from singalaut.errors import RecipeError
 from singalaut.recipe.lineage import find_stage, public_settings
 from singalaut.recipe.load import load_recipe
 from singalaut.recipe.plan import Model, Plan, PlannedStage, make_plan, shown
 from singalaut.recipe.problems import nearest
 from singalaut.recipe.schema import Recipe
-from singalaut.recipe.wiring import STAGES, StageFunction, locate, open_model, present_model
+from singalaut.recipe.wiring import STAGES, StageFunction, join, locate, open_model, present_model
 
 log = logging.getLogger("singalaut")
+TOGETHER = ("sft",)  # kinds of stages that all processes of a job work on
 
 
 def run_recipe(
@@ -42,7 +44,8 @@ def run_recipe(
     plan = plan_recipe(recipe, folder, models=models, root=root)
     selected = [stage for stage in plan.stages if stage.name in chosen]
     _check_earlier(plan, selected)
-    return [_run_stage(stage, plan, stages or STAGES) for stage in selected]
+    run = _help_stage if _is_helper() else _run_stage
+    return [run(stage, plan, stages or STAGES) for stage in selected]
 
 
 def run_one_stage(
@@ -55,6 +58,28 @@ def run_one_stage(
 ) -> Artifact:
     """Run one stage of a recipe, as the whole recipe would; what it takes must have finished."""
     return run_recipe(recipe, folder, until=name, from_=name, models=models, root=root)[-1]
+
+
+def join_stage(
+    recipe: Recipe,
+    name: str,
+    folder: Path,
+    *,
+    models: Mapping[str, str] | None = None,
+    root: Path | None = None,
+) -> PlannedStage:
+    """Help a run of one stage that works on another machine, until nothing is left to help with.
+
+    Raises: RecipeError for a stage whose work cannot be shared.
+    """
+    plan = plan_recipe(recipe, folder, models=models, root=root)
+    stage = next(stage for stage in plan.stages if stage.name == name)
+    if stage.config.kind != "prepare":
+        raise RecipeError(f"the stage `{name}` cannot be shared by machines", where="--join")
+    if find_stage(stage) is None:
+        log.info("%s: helps", stage.name)
+        join(stage, plan)
+    return stage
 
 
 def stage_model(recipe_file: Path, name: str) -> Path:
@@ -117,6 +142,29 @@ def _run_stage(stage: PlannedStage, plan: Plan, stages: Mapping[str, StageFuncti
     assert made is not None
     _report(stage, "done", time.monotonic() - begin)
     return made
+
+
+def _is_helper() -> bool:
+    """Whether this is one of several processes of a job (`torchrun`), and not the first."""
+    return int(os.environ.get("RANK", "0")) > 0
+
+
+def _help_stage(stage: PlannedStage, plan: Plan, stages: Mapping[str, StageFunction]) -> Artifact:
+    """Take part in a stage that the first process of the job runs, or wait until it has."""
+    known = find_stage(stage)
+    if known is None and stage.config.kind in TOGETHER:
+        _wait_for(lambda: (stage.partial / "state.json").exists())
+        stages[stage.config.kind](stage, plan, Work(stage.partial))
+    _wait_for(lambda: find_stage(stage) is not None)
+    made = find_stage(stage)
+    assert made is not None
+    return made
+
+
+def _wait_for(what: Callable[[], bool]) -> None:
+    """`torchrun` ends this process if the first one fails, so there is no limit here."""
+    while not what():
+        time.sleep(0.2)
 
 
 def _report(stage: PlannedStage, state: str, seconds: float) -> None:

@@ -10,13 +10,16 @@ from typing import Annotated, get_args
 
 from pydantic import Field
 
+from singalaut.data.config import PrepareConfig
 from singalaut.evals.config import EvaluateConfig
 from singalaut.merge.config import MergeConfig, MergeSearchConfig
 from singalaut.publish.config import CardConfig
 from singalaut.settings import Settings, StageSettings
 from singalaut.train.config import SftConfig
 
-StageConfig = SftConfig | MergeConfig | MergeSearchConfig | EvaluateConfig | CardConfig
+StageConfig = (
+    PrepareConfig | SftConfig | MergeConfig | MergeSearchConfig | EvaluateConfig | CardConfig
+)
 KINDS: dict[str, type[StageSettings]] = {
     stage.model_fields["kind"].default: stage for stage in get_args(StageConfig)
 }

@@ -5,10 +5,12 @@ The only part of a recipe that knows the rooms behind the stages; it loads them 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from singalaut.artifact import Work
+from singalaut.data.config import DataSource, PrepareConfig
 from singalaut.evals.config import EvaluateConfig
 from singalaut.merge.config import MergeConfig, MergeSearchConfig
 from singalaut.publish.config import CardConfig
@@ -35,7 +37,7 @@ def present_model(source: str, folder: Path) -> Path | None:
 
 def locate(label: str, value: str, folder: Path) -> Path:
     """Where an input file lies; only packs have names that are no paths."""
-    if label == "pack":
+    if label.split(".")[0] == "pack":
         from singalaut.evals.tasks import pack_path
 
         named = pack_path(value).expanduser()
@@ -49,13 +51,66 @@ def model_path(stage: PlannedStage, plan: Plan, label: str) -> Path:
     return path if stage.config.inputs()[label] in plan.models else path / "model"
 
 
+def source_paths(stage: PlannedStage, sources: Sequence[DataSource]) -> list[Path | None]:
+    """Where each source of rows lies; None for those of the hub."""
+    labels = [f"data.{i}" for i in range(len(sources))]
+    return [stage.inputs[label].path if label in stage.inputs else None for label in labels]
+
+
+def _prepare(stage: PlannedStage, plan: Plan, work: Work) -> None:
+    from singalaut.data.prepare import run_prepare
+    from singalaut.train.pictures import sight_of
+
+    assert isinstance(stage.config, PrepareConfig)
+    model = model_path(stage, plan, "model")
+    packs = [stage.inputs[f"pack.{i}"].path for i in range(len(stage.config.clean.evaluations))]
+    run_prepare(
+        stage.config,
+        model=model,
+        data=source_paths(stage, stage.config.data),
+        packs=packs,
+        work=work,
+        identify=_identify(),
+        sight=sight_of(model),
+    )
+
+
+def join(stage: PlannedStage, plan: Plan) -> int:
+    """Help a run of a stage that works on another machine; returns how many pieces it has."""
+    from singalaut.data.prepare import join_prepare
+    from singalaut.train.pictures import sight_of
+
+    assert isinstance(stage.config, PrepareConfig)
+    model = model_path(stage, plan, "model")
+    return join_prepare(
+        stage.config,
+        model=model,
+        data=source_paths(stage, stage.config.data),
+        folder=stage.partial,
+        identify=_identify(),
+        sight=sight_of(model),
+    )
+
+
+def _identify() -> Callable[[str], Any]:
+    from singalaut.verify.language import identify
+
+    return identify
+
+
 def _sft(stage: PlannedStage, plan: Plan, work: Work) -> None:
     from singalaut.train.sft import run_sft
 
     assert isinstance(stage.config, SftConfig)
-    data = [stage.inputs[label].path for label in stage.config.files()]
-    model = model_path(stage, plan, "model")
-    run_sft(stage.config, model=model, data=data, work=work, seed=plan.recipe.seed)
+    prepared = stage.inputs.get("prepared")
+    run_sft(
+        stage.config,
+        model=model_path(stage, plan, "model"),
+        data=source_paths(stage, stage.config.data),
+        work=work,
+        seed=plan.recipe.seed,
+        prepared=None if prepared is None else prepared.path / "data",
+    )
 
 
 def _merge(stage: PlannedStage, plan: Plan, work: Work) -> None:
@@ -135,6 +190,7 @@ def _card(stage: PlannedStage, plan: Plan, work: Work) -> None:
 
 
 STAGES: Mapping[str, StageFunction] = {
+    "prepare": _prepare,
     "sft": _sft,
     "merge": _merge,
     "merge_search": _merge_search,

@@ -15,9 +15,9 @@ from collections.abc import Iterator, Sequence
 from functools import cached_property
 from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
-from singalaut.contracts import Message
+from singalaut.contracts import Message, Role
 from singalaut.errors import CheckpointError, DataError
 from singalaut.text.parts import (
     ImageTokens,
@@ -40,7 +40,17 @@ from singalaut.text.template import (
 if TYPE_CHECKING:
     from singalaut.text.tokenizer import Tokenizer
 
-__all__ = ["GEMMA_TEMPLATE", "ChatFormat", "ImageTokens", "normalise_turns"]
+__all__ = ["GEMMA_TEMPLATE", "ChatFormat", "ImageTokens", "Layout", "Shape", "normalise_turns"]
+
+REMEMBERED_LAYOUTS = 4096
+Shape = tuple[tuple[Role, bool], ...]  # of each turn: who speaks, and whether there is text
+
+
+class Layout(NamedTuple):
+    """Token ids of the template's own text, and the turns whose texts stand between, in order."""
+
+    pieces: tuple[tuple[int, ...], ...]
+    order: tuple[int, ...]
 
 
 class ChatFormat:
@@ -57,6 +67,7 @@ class ChatFormat:
         self._tokenizer = tokenizer
         self._where = where
         self._compiled = compile_template(self.template, where)
+        self._layouts: dict[Shape, Layout] = {}
         self._names = {
             "bos_token": tokenizer.token(tokenizer.bos_id),
             "eos_token": tokenizer.token(tokenizer.eos_id),
@@ -113,7 +124,7 @@ class ChatFormat:
         Raises: DataError as `encode`, if no assistant turn is there, or one is without text.
         """
         turns = normalise_turns(messages)
-        _check_learnable(turns)
+        check_learnable(turns)
         parts = self._parts(turns, generation_prompt=False)
         ids: list[int] = []
         mask: list[bool] = []
@@ -127,6 +138,26 @@ class ChatFormat:
                 mask += [learnt] * len(piece)
             ids += piece
         return ids, mask
+
+    def layout(self, shape: Shape) -> Layout:
+        """What the template writes around the texts of a conversation of this shape.
+
+        It never sees the texts, so conversations of one shape share it; it is remembered.
+        Raises: DataError where the template refuses the shape.
+        """
+        if shape not in self._layouts:
+            if len(self._layouts) >= REMEMBERED_LAYOUTS:
+                self._layouts.clear()
+            self._layouts[shape] = self._make_layout(shape)
+        return self._layouts[shape]
+
+    def _make_layout(self, shape: Shape) -> Layout:
+        parts = self._parts([Message(role, "x" if filled else "") for role, filled in shape], False)
+        order = tuple(int(index) for index in parts[1::2])
+        pieces = self._tokenizer.encode_batch(parts[0::2], control=True)
+        for piece, index in zip(pieces[1:], order, strict=True):
+            self._check_closed(piece, shape[index][0] == "assistant")
+        return Layout(tuple(map(tuple, pieces)), order)
 
     def _parts(self, turns: Sequence[Message], generation_prompt: bool) -> list[str]:
         """Template text and, at odd positions, the number of the turn whose text stands there."""
@@ -258,7 +289,8 @@ def _tool_response(parts: Parts) -> Parts:
     return join(opened, [text_part("</tool_response>")], "\n")
 
 
-def _check_learnable(turns: Sequence[Message]) -> None:
+def check_learnable(turns: Sequence[Message]) -> None:
+    """Refuse a conversation in which there is nothing to learn, or an answer without text."""
     answers = [turn.content for turn in turns if turn.role == "assistant"]
     if not answers or not all(answers):
         raise DataError(

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import Any, ClassVar, Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
-from singalaut.data.config import DataSource
+from singalaut.data.config import DataSource, MixConfig, source_files
 from singalaut.settings import Settings, StageSettings
 
 Projection = Literal["query", "key", "value", "output", "gate", "up", "down"]
@@ -35,22 +35,30 @@ class AdapterConfig(Settings):
 class SftConfig(StageSettings):
     """Supervised fine-tuning on the assistant's turns."""
 
-    VERSION: ClassVar[int] = 1
+    VERSION: ClassVar[int] = 2
     OUTPUT: ClassVar[str] = "model"
     NOT_IN_KEY: ClassVar[dict[str, Any]] = {
         "model": True,
+        "prepared": True,
         "data": {"__all__": {"path"}},
         "save_every": True,
+        "keep_checkpoints": True,
     }
 
     kind: Literal["sft"] = "sft"
     name: str = "sft"
     model: str = "base"
     """The stage whose model is tuned, or `base`."""
-    data: tuple[DataSource, ...] = Field(min_length=1)
-    """Where the conversations come from."""
-    steps: int = Field(ge=1)
+    data: tuple[DataSource, ...] = ()
+    """Where the conversations come from; they are prepared in the cache, without cleaning."""
+    prepared: str | None = None
+    """The stage that has prepared the conversations, instead of `data`."""
+    mix: MixConfig = Field(default_factory=lambda: MixConfig.model_validate({}))
+    """How often conversations are used."""
+    steps: int | None = Field(None, ge=1)
     """Optimiser steps."""
+    epochs: float | None = Field(None, gt=0)
+    """Passes over the mixture, instead of `steps`."""
     batch_size: int = Field(8, ge=1)
     """Conversations in a step."""
     max_tokens: int = Field(2048, ge=2)
@@ -69,6 +77,10 @@ class SftConfig(StageSettings):
     """Gradients are scaled down to this global norm."""
     adapter: AdapterConfig | None = None
     """Train a low-rank adapter; without it, all weights."""
+    precision: Literal["float32", "master", "rounded"] = "float32"
+    """Weights while training: in float32; in bfloat16 beside a float32 copy (`master`); or in
+    bfloat16 alone, with moments in bfloat16, rounded at random (`rounded`: half the memory).
+    """
     keep: Literal["all", "products", "attention", "inputs"] = "all"
     """What each layer keeps for the backward pass; the rest is computed twice. `all` is fastest,
     `inputs` takes least memory; `products` and `attention` (of matrices, of attention) lie between.
@@ -77,9 +89,33 @@ class SftConfig(StageSettings):
     """Compile the layers: faster on a GPU, after a minute at the start."""
     save_every: int = Field(20, ge=1)
     """Steps between the checkpoints that a killed run resumes from."""
+    keep_checkpoints: int = Field(1, ge=1)
+    """How many of the last checkpoints are kept while the stage runs."""
+    held_out: int = Field(0, ge=0)
+    """Conversations of each source and language that are kept from training, to measure on."""
+    validate_every: int = Field(50, ge=1)
+    """Steps between measurements on what is held out; one before the first and one after the last.
+    """
+    max_bad_steps: int = Field(3, ge=1)
+    """Steps in a row whose loss or gradient is not finite, or whose gradient is a spike, after
+    which the run stops; fewer are left out, and logged."""
+    spike: float | None = Field(None, gt=1)
+    """A gradient whose norm is so many times the median of the last steps is a spike."""
+
+    @model_validator(mode="after")
+    def _one_of_each(self) -> SftConfig:
+        faults = []
+        if bool(self.data) == (self.prepared is not None):
+            faults.append("either `data` or `prepared`")
+        if (self.steps is None) == (self.epochs is None):
+            faults.append("either `steps` or `epochs`")
+        if faults:
+            raise ValueError("it needs " + ", and ".join(faults))
+        return self
 
     def inputs(self) -> dict[str, str]:
-        return {"model": self.model}
+        prepared = {} if self.prepared is None else {"prepared": self.prepared}
+        return {"model": self.model, **prepared}
 
     def files(self) -> dict[str, str]:
-        return {f"data.{i}": source.path for i, source in enumerate(self.data)}
+        return source_files(self.data)

@@ -13,8 +13,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from singalaut.errors import DataError
+from singalaut.data.tokenise import Sight
 from singalaut.model.gemma3 import Gemma3
+from singalaut.model.hf import read_config
 from singalaut.model.images import load_pictures, normalise
 
 Source = bytes | str | Path
@@ -39,14 +40,12 @@ def embed_pictures(model: Gemma3, sources: Sequence[Source]) -> Float[Tensor, "N
     return torch.cat(embedded)[order]
 
 
-def check_pictures(sources: Sequence[tuple[str, Source]]) -> None:
-    """Decode every picture once, so that none stops a run of days; names say where each stands.
+def sight_of(model: Path) -> Sight | None:
+    """How the pictures of rows become tokens for a model; None for one that cannot see."""
+    vision = read_config(model).vision
+    return None if vision is None else Sight(vision.image_tokens, check_picture)
 
-    Raises: DataError for the first that cannot be decoded.
-    """
-    for name, source in sources:
-        try:
-            load_pictures(source, 1)
-        except DataError as error:
-            where = f"{name}: {error.where}"
-            raise DataError(error.what, where=where, hint=error.hint) from error
+
+def check_picture(picture: bytes) -> None:
+    """Refuse a picture that cannot be decoded. Raises: DataError."""
+    load_pictures(picture, 1)

@@ -1,105 +1,136 @@
-"""The stage of supervised fine-tuning: a model and conversations in, a better model out."""
+"""The stage of supervised fine-tuning: a model and conversations in, a better model out.
+
+One process trains on a CPU or a GPU; started by `torchrun`, as many share the work (`parallel.py`).
+"""
 
 from __future__ import annotations
 
 import logging
-import math
+import signal
+import statistics
+import threading
 import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import torch
 
 from singalaut.artifact import Work
 from singalaut.contracts import derive
-from singalaut.data.batches import TrainingData, load_training_data, micro_batches
+from singalaut.data.batches import micro_batches
+from singalaut.data.store import Store
 from singalaut.errors import DataError
 from singalaut.model.gemma3 import Gemma3
 from singalaut.model.hf import (
     copy_companions,
     load_model,
-    read_config,
+    parameter_shapes,
     save_model,
+    save_weights,
     stored_dtype,
 )
 from singalaut.model.lora import add_adapter, merge_adapter, save_adapter
 from singalaut.model.training import checkpoint_layers, compile_layers, restore_layers
 from singalaut.progress import progress
-from singalaut.train.checkpoint import load_state, save_state
+from singalaut.train.checkpoint import Checkpoints
 from singalaut.train.config import SftConfig
+from singalaut.train.material import Material, open_material
 from singalaut.train.optim import adamw, scheduled_rate
-from singalaut.train.pictures import check_pictures
-from singalaut.train.step import train_step
+from singalaut.train.parallel import World, join_world, shard, whole
+from singalaut.train.plan import GIB, check_memory, memory_plan
+from singalaut.train.step import Meters, train_step, validate
 
 log = logging.getLogger("singalaut")
+REMEMBERED = 50  # steps whose median norm says what a spike is
 
 
-def run_sft(config: SftConfig, *, model: Path, data: list[Path], work: Work, seed: int) -> None:
+def run_sft(
+    config: SftConfig,
+    *,
+    model: Path,
+    data: Sequence[Path | None],
+    work: Work,
+    seed: int,
+    prepared: Path | None = None,
+) -> None:
     """Tune `model` on the assistant's turns of `data`; a rerun goes on from the last checkpoint.
 
-    Writes `model/` (merged, in the dtype of the input) and, with an adapter, `adapter/`. Weights
-    and moments are float32 while training. Raises DataError when the loss is not finite.
+    `data` has the file or folder of each source, None for those of the hub, or one folder of a
+    stage `prepare`; `prepared` is a token store that is used instead.
+
+    Writes `model/` (merged, in the dtype of the input) and, with an adapter, `adapter/`.
+    Raises: DataError when steps in a row are bad; SystemExit 0, with a checkpoint, on SIGTERM.
     """
-    shape = read_config(model)
-    each = None if shape.vision is None else shape.vision.image_tokens
-    rows = load_training_data(data, config.data, model, config.max_tokens, each)
-    check_contexts(rows, shape.max_positions, config.max_tokens)
-    check_pictures([(e.name, picture) for e in rows.examples for picture in e.pictures])
-    work.facts["data"] = rows.provenance
-    log.info("%d conversations", len(rows.examples))
-    network = _trainable(config, model, rows.end_of_turn, seed)
-    optimizer = adamw(network, config.learning_rate, config.weight_decay)
-    state_file = work.scratch / "state.safetensors"
-    start = load_state(state_file, network, optimizer)
-    work.rewind(start)
-    with progress("sft", config.steps, "step") as bar:
+    world = join_world()
+    material = open_material(config, model, data, seed, prepared)
+    store, steps = material.store, material.steps
+    work.facts["data"] = store.about["provenance"]
+    network = _trainable(config, model, store.about["end_of_turn"], seed, world)
+    _check_device(network, config, model, world)
+    optimizer = adamw(
+        network, config.learning_rate, config.weight_decay, config.precision, derive(seed, "adamw")
+    )
+    checkpoints = Checkpoints(work.scratch, network, optimizer, world, config.keep_checkpoints)
+    start = checkpoints.load()
+    if world.is_first:
+        work.rewind(start)
+    bad: list[int] = []
+    norms: list[float] = []
+    with progress("sft", steps, "step") as bar, _stop_asked() as stop:
         bar.advance(start)
-        for step in range(start, config.steps):
+        for step in range(start, steps):
+            if step == start == 0 or (step and step % config.validate_every == 0):
+                _measure(network, material, config, step, work, world)
             begin = time.monotonic()
-            micros = micro_batches(rows.batch(step, config.batch_size, seed), config.micro_tokens)
+            first = step * config.batch_size
+            chosen = material.mixture.documents(first, first + config.batch_size)
+            micros = micro_batches(store, chosen, config.micro_tokens)
             rate = scheduled_rate(
                 step,
-                config.steps,
+                steps,
                 config.warmup_steps,
                 config.learning_rate,
                 config.final_learning_rate,
             )
-            meters = train_step(network, optimizer, micros, rate, config.max_gradient_norm)
-            seconds = time.monotonic() - begin
-            speed = round(meters.tokens / seconds)
-            work.log(
-                step=step,
-                loss=meters.loss,
-                gradient_norm=meters.gradient_norm,
-                learning_rate=rate,
-                tokens=meters.tokens,
-                learned_tokens=meters.learned_tokens,
-                tokens_per_second=speed,
+            limit = config.spike * statistics.median(norms) if config.spike and norms else None
+            meters = train_step(
+                network, optimizer, micros, rate, config.max_gradient_norm, world, limit
             )
-            if not (math.isfinite(meters.loss) and math.isfinite(meters.gradient_norm)):
-                raise DataError(
-                    f"the loss is {meters.loss}, the gradient norm {meters.gradient_norm} "
-                    f"at step {step}",
-                    where=work.path,
-                    hint="lower `learning_rate` or look at the data",
-                )
-            bar.advance(loss=f"{meters.loss:.3f}", speed=f"{speed} tok/s")
-            if (step + 1) % config.save_every == 0 or step + 1 == config.steps:
-                save_state(state_file, network, optimizer, step + 1)
-    restore_layers(network)
-    if config.adapter is not None:
-        folder = model.parent if model.name == "model" else model
-        save_adapter(network, work.path / "adapter", base_name=folder.name)
-        merge_adapter(network)
-    save_model(network, work.path / "model", stored_dtype(model))
-    copy_companions(model, work.path / "model")
+            seconds = time.monotonic() - begin
+            if world.is_first:
+                _log_step(work, store, step, meters, rate, seconds)
+            if meters.taken:
+                bad, norms = [], [*norms[1 - REMEMBERED :], meters.gradient_norm]
+            else:
+                bad.append(step)
+                log.warning("step %d left out: loss %s, gradient norm %s", step, *meters.fault)
+            if len(bad) >= config.max_bad_steps:
+                checkpoints.finish()
+                raise _no_progress(bad, meters, checkpoints, work)
+            speed = f"{meters.tokens / seconds:,.0f} tok/s"
+            bar.advance(loss=f"{meters.loss:.3f}", speed=speed)
+            ends = world.any(stop.is_set())
+            if (step + 1) % config.save_every == 0 or step + 1 == steps or ends:
+                checkpoints.save(step + 1)
+            if ends and step + 1 < steps:
+                checkpoints.finish()
+                log.info("stopped as asked, after step %d; run again to go on", step)
+                raise SystemExit(0)
+    checkpoints.finish()
+    _measure(network, material, config, steps, work, world)
+    _write(network, config, model, work, seed, world)
 
 
-def _trainable(config: SftConfig, model: Path, end_of_turn: int, seed: int) -> Gemma3:
-    """The network in float32, with what is to be learned; a vision part is frozen."""
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    network = load_model(model, torch.float32, device).train()
-    network.config = replace(network.config, eos_ids=_with(network.config.eos_ids, end_of_turn))
+def _trainable(config: SftConfig, model: Path, end_of_turn: int, seed: int, world: World) -> Gemma3:
+    """The network with what is to be learned, cut among the processes; a vision part is frozen."""
+    dtype = torch.float32 if config.precision == "float32" else torch.bfloat16
+    network = load_model(model, dtype, world.device).train()
+    eos_ids = network.config.eos_ids
+    if end_of_turn not in eos_ids:
+        network.config = replace(network.config, eos_ids=(*eos_ids, end_of_turn))
     if config.adapter is not None:
         adapter = config.adapter
         init = derive(seed, "adapter")
@@ -112,23 +143,145 @@ def _trainable(config: SftConfig, model: Path, end_of_turn: int, seed: int) -> G
         checkpoint_layers(network, config.keep)
     if config.compile:
         compile_layers(network)
-    return network
+    return shard(network, world)
 
 
-def check_contexts(rows: TrainingData, context: int, max_tokens: int) -> None:
-    """Refuse conversations that are longer than what the model was made for.
+def _check_device(network: Gemma3, config: SftConfig, model: Path, world: World) -> None:
+    """Say what a step will take of the device's memory, and refuse what it has not got."""
+    if world.device.type != "cuda":
+        return
+    learned = sum(p.numel() for p in network.parameters() if p.requires_grad)
+    plan = memory_plan(
+        network.config,
+        max(config.micro_tokens, config.max_tokens),
+        precision=config.precision,
+        keep=config.keep,
+        learned=None if config.adapter is None else learned,
+        processes=world.size,
+    )
+    log.info("memory of a step: about %.1f GiB a device", sum(plan.values()) / GIB)
+    check_memory(plan, torch.cuda.get_device_properties(world.device).total_memory, model.name)
 
-    Raises: DataError naming the longest one.
-    """
-    longest = max(rows.examples, key=lambda example: len(example.tokens))
-    if (length := len(longest.tokens)) > context:
-        raise DataError(
-            f"a conversation has {length} tokens; the model's context is {context}",
-            where=longest.name,
-            hint=f"lower `max_tokens` from {max_tokens} to {context}: longer conversations are "
-            "then left out and counted; or shorten them",
-        )
+
+def _log_step(
+    work: Work, store: Store, step: int, meters: Meters, rate: float, seconds: float
+) -> None:
+    work.log(
+        step=step,
+        loss=meters.loss,
+        gradient_norm=meters.gradient_norm,
+        learning_rate=rate,
+        tokens=meters.tokens,
+        learned_tokens=meters.learned_tokens,
+        tokens_per_second=round(meters.tokens / seconds),
+        **_by_name(meters.losses, store),
+        **({} if meters.taken else {"left_out": True}),
+    )
 
 
-def _with(ids: tuple[int, ...], extra: int) -> tuple[int, ...]:
-    return ids if extra in ids else (*ids, extra)
+def _by_name(losses: np.ndarray, store: Store) -> dict[str, dict[str, float]]:
+    """Mean losses of the languages and sources that had learned tokens."""
+    names = {
+        "loss_by_language": (store.languages, losses.sum(0)),
+        "loss_by_source": ([source.name for source in store.sources], losses.sum(1)),
+    }
+    return {
+        key: {
+            name: float(total / count)
+            for name, (total, count) in zip(labels, sums, strict=False)
+            if count
+        }
+        for key, (labels, sums) in names.items()
+    }
+
+
+def _measure(
+    network: Gemma3, material: Material, config: SftConfig, step: int, work: Work, world: World
+) -> None:
+    """The loss on what is held out, logged as it is before step `step`."""
+    if not len(material.held_out):
+        return
+    micros = micro_batches(material.store, material.held_out, config.micro_tokens)
+    losses = validate(network.eval(), micros, world)
+    network.train()
+    total, count = losses.sum((0, 1))
+    if world.is_first:
+        found = {
+            f"validation_{name}": value for name, value in _by_name(losses, material.store).items()
+        }
+        work.log(step=step, validation_loss=float(total / max(1, count)), **found)
+        log.info("step %d: validation loss %.4f", step, total / max(1, count))
+
+
+def _no_progress(bad: list[int], meters: Meters, checkpoints: Checkpoints, work: Work) -> DataError:
+    last = checkpoints.path()
+    kept = "there is no checkpoint yet" if last is None else f"the last good one is {last.name}"
+    return DataError(
+        f"the loss is {meters.loss}, the gradient norm {meters.gradient_norm} at step {bad[-1]}"
+        + (f", the last of {len(bad)} bad steps in a row" if len(bad) > 1 else "")
+        + f"; {kept}",
+        where=work.path,
+        hint="lower `learning_rate` or look at the data",
+    )
+
+
+@contextmanager
+def _stop_asked() -> Iterator[threading.Event]:
+    """Set when the process is asked to end, so that it can do so with a checkpoint."""
+    asked = threading.Event()
+    if threading.current_thread() is not threading.main_thread():
+        yield asked
+        return
+    before = signal.signal(signal.SIGTERM, lambda *_: asked.set())
+    try:
+        yield asked
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def _write(
+    network: Gemma3, config: SftConfig, model: Path, work: Work, seed: int, world: World
+) -> None:
+    """The tuned model; several processes put each tensor together, and the first one writes."""
+    restore_layers(network)
+    target, dtype = work.path / "model", stored_dtype(model)
+    if world.size > 1:
+        _write_together(network, config, model, work, seed, world)
+    elif config.adapter is None:
+        save_model(network, target, dtype)
+    else:
+        _write_adapted(network, model, work, dtype)
+    if world.is_first:
+        copy_companions(model, target)
+    world.wait()
+
+
+def _write_together(
+    network: Gemma3, config: SftConfig, model: Path, work: Work, seed: int, world: World
+) -> None:
+    dtype = stored_dtype(model)
+    names = dict(network.named_parameters())
+    if config.adapter is None:
+        tensors = (whole(names[name]) for name in parameter_shapes(network.config))
+        if world.is_first:
+            save_weights(work.path / "model", network.config, dtype, tensors)
+        else:
+            for _ in tensors:
+                pass
+        return
+    learned = {name: whole(p).cpu() for name, p in names.items() if p.requires_grad}
+    if world.is_first:
+        adapter = config.adapter
+        plain = load_model(model, dtype, "cpu")
+        plain.config = network.config
+        add_adapter(plain, adapter.rank, adapter.alpha, adapter.targets, derive(seed, "adapter"))
+        for name, weight in learned.items():
+            plain.get_parameter(name).data = weight
+        _write_adapted(plain, model, work, dtype)
+
+
+def _write_adapted(network: Gemma3, model: Path, work: Work, dtype: torch.dtype) -> None:
+    folder = model.parent if model.name == "model" else model
+    save_adapter(network, work.path / "adapter", base_name=folder.name)
+    merge_adapter(network)
+    save_model(network, work.path / "model", dtype)

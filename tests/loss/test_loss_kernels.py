@@ -1,0 +1,31 @@
+"""The kernel of the loss in Triton's interpreter; tests/gpu runs it on the device."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch.nn.functional import cross_entropy
+
+if torch.cuda.is_available():
+    pytest.skip("tests/gpu runs this on the device", allow_module_level=True)
+pytest.importorskip("triton")
+
+
+@pytest.mark.parametrize("vocabulary", [37, 8192, 20_000])
+def test_losses_and_gradient_of_logits(vocabulary):
+    from singalaut.loss.kernels import losses_and_error
+
+    generator = torch.Generator().manual_seed(vocabulary)
+    logits = (4 * torch.randn(5, vocabulary, generator=generator)).requires_grad_()
+    targets = torch.tensor([0, vocabulary - 1, 3, 3, 17])
+    wanted = cross_entropy(logits, targets, reduction="none")
+    (gradient,) = torch.autograd.grad(wanted.sum(), logits)
+    found, losses = logits.detach().clone(), torch.empty(5)
+    losses_and_error(found, targets, losses, wants_error=False)
+    torch.testing.assert_close(losses, wanted.detach())
+    assert torch.equal(found, logits)
+    losses_and_error(found, targets, losses, wants_error=True)
+    torch.testing.assert_close(losses, wanted.detach())
+    torch.testing.assert_close(found, gradient, rtol=1e-5, atol=1e-6)
+    with pytest.raises(AssertionError):
+        torch.testing.assert_close(found, gradient * 1.001, rtol=1e-5, atol=1e-6)
