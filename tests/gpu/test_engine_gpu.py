@@ -156,7 +156,7 @@ def test_weights_of_eight_bits_are_close(weights, slots):
     run(core, answers)
     found = torch.cat([difference(core, each) for each in answers])
     print(weights, slots, found.abs().mean().item(), found.abs().max().item())
-    assert 1e-4 < found.abs().mean() < (0.05 if weights == "int8" else 0.3)
+    assert 1e-4 < found.abs().mean() < (0.1 if weights == "int8" else 0.3)
     with torch.no_grad():
         for layer in model.layers:
             layer.mlp.up.weight.mul_(-1)
@@ -164,4 +164,4 @@ def test_weights_of_eight_bits_are_close(weights, slots):
     after = [answer([5, 6, 7 + i], i, max_tokens=50) for i in range(slots)]
     run(core, after)
     found = torch.cat([difference(core, each) for each in after])
-    assert found.abs().mean() < (0.05 if weights == "int8" else 0.3)
+    assert found.abs().mean() < (0.1 if weights == "int8" else 0.3)
