@@ -98,7 +98,8 @@ async def _run(engine: Engine, count: int) -> tuple[list[int], int]:
         for _ in range(min(2000, count - first)):
             prompt = dice.choice(heads)[: dice.randint(1, 65)]
             prompt = prompt + dice.choices(range(110, VOCAB), k=dice.randint(0, 60))
-            tokens = 1 + int(dice.expovariate(1 / 40)) % (CONTEXT_TOKENS - len(prompt))
+            room = CONTEXT_TOKENS - len(prompt)
+            tokens = dice.choice([1 + int(dice.expovariate(1 / 12)) % room, dice.randint(1, room)])
             params = SamplingParams(
                 max_tokens=tokens, temperature=dice.choice([0.0, 1.0]), ignore_eos=True,
                 seed=dice.getrandbits(30), top_k=dice.choice([0, 0, 20]),
