@@ -261,7 +261,8 @@ class Network:
         most = config.window if kind == "window" else self.tables[kind].shape[1] * PAGE_TOKENS
         company = USUAL_ROWS if self.batch_invariant else rows
         splits = choose_splits(company, config.num_kv_heads, most)
-        programs = rows * config.num_kv_heads * splits
+        # never more than the least room, which captured graphs hold on to: one share needs none
+        programs = rows * config.num_kv_heads * splits if splits > 1 else 0
         known = self._scratch.get(kind)
         if known is None or len(known.counters) < programs:
             self._scratch[kind] = AttentionScratch(
