@@ -114,7 +114,7 @@ def test_module_imports_only_what_the_table_allows(file):
         ("train/sft.py", "from singalaut.generate.engine import Engine"),
         ("train/sft.py", "def run():\n    from singalaut.generate import engine"),
         ("evals/runner.py", "import singalaut.generate.engine"),
-        ("publish/card.py", "from singalaut.evals.results import load_results"),
+        ("publish/card.py", "from singalaut.evals.output import load_results"),
         ("merge/stream.py", "from singalaut import text"),
         ("artifact.py", "import torch"),
         ("artifact.py", "from singalaut.text import tokenizer"),

@@ -6,7 +6,9 @@ import pytest
 import torch
 
 from singalaut.contracts import Message, Request, SamplingParams
-from singalaut.evals.tasks import chunks, load_pack
+from singalaut.evals.examples import read_cell
+from singalaut.evals.pack import load_pack
+from singalaut.evals.tasks import choose
 from singalaut.generate.engine import open_engine
 from singalaut.text.languages import LANGUAGES
 
@@ -38,8 +40,8 @@ def theirs(real_model):
 def prompts() -> list[str]:
     """64 prompts of the demonstration pack, at least five in each language."""
     by_language = {code: [] for code in LANGUAGES}
-    for chunk in chunks(load_pack("demo")):
-        by_language[chunk.language.language] += [e.prompt for e in chunk.examples]
+    for task, spec in choose(load_pack("demo")):
+        by_language[spec.language] += [e.prompt for e in read_cell(task, spec).examples]
     taken = [rows[i] for i in range(6) for rows in by_language.values()]
     return taken[:64]
 

@@ -16,7 +16,7 @@ from singalaut.cli.show import table
 from singalaut.cli.stages import labelled
 from singalaut.recipe.load import load_recipe, parse_recipe
 
-COMMANDS = ["run", "recipe", "status", "prepare", "data", "sft", "merge", "eval"]
+COMMANDS = ["run", "recipe", "status", "prepare", "data", "sft", "merge", "rl", "rewards", "eval"]
 COMMANDS += ["generate", "chat", "convert", "inspect", "doctor"]
 HELP_SECONDS = 0.4
 

@@ -1,14 +1,19 @@
-"""A small synthetic pack, and a source of completions that answers from a function."""
+"""A small synthetic pack, a source of completions that answers from a function, and a bench."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import AsyncIterator, Callable, Iterable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from singalaut.artifact import Work
 from singalaut.contracts import Completion, Delta, Request, Sampler, Usage
+from singalaut.evals.config import EvaluateConfig
+from singalaut.evals.evaluate import Subject, run_evaluate
+from singalaut.evals.output import load_results
 
 SENTIMENT = """
 name = "sentiment"
@@ -49,7 +54,7 @@ data = "data/translation.jsonl"
 
 
 class AnswerSampler:
-    """Answers each request by a function of its prompt; backwards, as order is free."""
+    """Answers each request by a function of its last message; backwards, as order is free."""
 
     def __init__(self, answer: Callable[[str], str]):
         self.answer = answer
@@ -62,14 +67,12 @@ class AnswerSampler:
     def sample(self, requests: Iterable[Request]) -> Iterator[Completion]:
         for request in reversed(list(requests)):
             self.asked.append(request)
-            message = request.prompt[0]
-            text = self.answer(message.content)
+            text = self.answer(request.prompt[-1].content)
             words = text.split()
             cut = len(words) > request.sampling.max_tokens
             text = " ".join(words[: request.sampling.max_tokens]) if cut else text
-            yield Completion(
-                request.id, 0, (), text, "length" if cut else "stop", Usage(1, len(words))
-            )
+            finish = "length" if cut else "stop"
+            yield Completion(request.id, 0, (), text, finish, Usage(1, len(words)))
 
     async def stream(self, request: Request) -> AsyncIterator[Delta]:
         for completion in self.sample([request]):
@@ -125,3 +128,70 @@ def pack(tmp_path: Path) -> Path:
         [{"id": f"t{i}", "reference": f"teks nomor {i}", "source": f"text {i}"} for i in range(2)],
     )
     return folder
+
+
+class Bench:
+    """Runs evaluations in one folder and remembers what was asked of whom."""
+
+    def __init__(self, folder: Path, pack: Path, sampler: type[AnswerSampler]):
+        self.folder, self.pack, self.sampler = folder, pack, sampler
+        self.opened: list[str] = []
+        self.asked: list[tuple[str, str]] = []
+        self.requests: list[Request] = []
+        folder.mkdir()
+        self.work = Work(folder / "work")
+        self.work.path.mkdir()
+
+    def subject(self, name: str, answer: Callable[[str], str]) -> Subject:
+        def counted(prompt: str) -> str:
+            text = answer(prompt)
+            self.asked.append((name, prompt))
+            return text
+
+        def open_sampler() -> Any:
+            self.opened.append(name)
+            made = self.sampler(counted)
+            made.asked = self.requests
+            return made
+
+        return Subject(f"identity of {name}", open_sampler)
+
+    def run(
+        self, answers: Mapping[str, Callable[[str], str]], *, seed: int = 3, **settings: Any
+    ) -> dict[str, Any]:
+        judge = settings.pop("judge_answers", None)
+        options = {"resamples": 100, "seeds": 1, **settings.pop("protocol", {})}
+        settings = {"temperature": 0.0, **settings}
+        config = EvaluateConfig(models=tuple(answers), protocol=options, **settings)
+        run_evaluate(
+            config,
+            subjects={name: self.subject(name, answer) for name, answer in answers.items()},
+            pack=self.pack,
+            work=self.work,
+            seed=seed,
+            store=self.folder / "store.sqlite",
+            judge=self.subject("judge", judge) if judge else None,
+        )
+        return load_results(self.work.path)
+
+    def rows(self, model: str, cell: str) -> list[dict[str, Any]]:
+        file = self.work.path / "responses" / model / f"{cell}.jsonl"
+        return [json.loads(line) for line in file.read_text("utf-8").split("\n") if line]
+
+    def files(self) -> dict[str, bytes]:
+        found = (p for p in self.work.path.rglob("*") if p.is_file())
+        return {
+            str(p.relative_to(self.work.path)): p.read_bytes()
+            for p in found
+            if p.name != "metrics.jsonl" and not p.name.startswith(".")
+        }
+
+
+@pytest.fixture
+def bench(tmp_path: Path, pack: Path, sampler: type[AnswerSampler]) -> Bench:
+    return Bench(tmp_path / "bench", pack, sampler)
+
+
+@pytest.fixture
+def new_bench(tmp_path: Path, pack: Path, sampler: type[AnswerSampler]) -> Callable[[str], Bench]:
+    return lambda name: Bench(tmp_path / name, pack, sampler)

@@ -12,7 +12,8 @@ ROOT = Path(__file__).parents[2]
 PACK = ROOT / "src" / "singalaut" / "evals" / "packs" / "demo"
 TRAINING = ROOT / "recipes" / "data" / "quickstart.jsonl"
 LANGUAGES = ["en", "id", "km", "lo", "ms", "my", "ta", "th", "tl", "vi", "zh"]
-TASKS = ["sentiment", "causal", "translation-en-xx", "translation-xx-en"]
+TRAINED = ["sentiment", "causal", "translation-en-xx", "translation-xx-en"]
+TASKS = [*TRAINED, "questions", "instructions", "conversations"]
 SCRIPTS = {
     "km": "[\u1780-\u17ff\u19e0-\u19ff]",
     "lo": "[\u0e80-\u0eff]",
@@ -26,7 +27,11 @@ FIELDS = {
     "causal": {"id", "premise", "question", "choice1", "choice2", "label"},
     "translation-en-xx": {"id", "text", "reference"},
     "translation-xx-en": {"id", "text", "reference"},
+    "questions": {"id", "text", "question", "references"},
+    "instructions": {"id", "text", "constraints"},
+    "conversations": {"id", "category", "turns", "baseline"},
 }
+NOT_SHOWN = {"id", "label", "reference", "references", "constraints", "category", "baseline"}
 
 
 def read_rows(file):
@@ -52,7 +57,7 @@ def training():
     for row in read_rows(TRAINING):
         user, assistant = (message["content"] for message in row["messages"])
         language, found = row["language"], []
-        for name in TASKS:
+        for name in TRAINED:
             section = task(name)["languages"].get(language)
             match = section and as_pattern(section["prompt"]).fullmatch(user)
             if match:
@@ -87,11 +92,15 @@ def native(name, row):
     """The texts of a row that are in the language of its section."""
     if name == "translation-en-xx":
         return [row["reference"]]
-    return [row[key] for key in ("text", "premise", "question", "choice1", "choice2") if key in row]
+    keys = ("text", "premise", "question", "choice1", "choice2")
+    lists = ("references", "turns", "baseline")
+    texts = [row[key] for key in keys if key in row]
+    return texts + [text for key in lists for text in row.get(key, ())]
 
 
 def sentences(row):
-    return [row[key] for key in row.keys() & {"text", "reference", "premise", "choice1", "choice2"}]
+    keys = row.keys() & {"text", "reference", "premise", "choice1", "choice2"}
+    return [row[key] for key in keys] + [*row.get("turns", ()), *row.get("baseline", ())]
 
 
 def test_every_language_has_its_rows_in_balance():
@@ -99,7 +108,8 @@ def test_every_language_has_its_rows_in_balance():
     for name, language, _, rows in evaluation():
         where = f"{name}.{language}"
         assert all(set(row) == FIELDS[name] for row in rows), where
-        assert all(text.strip() == text != "" for row in rows for text in row.values()), where
+        values = [text for row in rows for text in (row["id"], *native(name, row))]
+        assert all(text.strip() == text != "" for text in values), where
         assert all(row["id"].startswith(f"{name}-{language}-") for row in rows), where
         ids += [row["id"] for row in rows]
         if name == "sentiment":
@@ -109,7 +119,7 @@ def test_every_language_has_its_rows_in_balance():
             cells = Counter((row["question"], row["label"]) for row in rows)
             assert len(cells) == 4 and set(cells.values()) == {2}, where
         else:
-            assert len(rows) == 4, where
+            assert len(rows) == (2 if name == "conversations" else 4), where
     assert len(ids) == len(set(ids))
     for name in TASKS:
         expected = set(LANGUAGES) - ({"en"} if name.startswith("translation") else set())
@@ -121,13 +131,16 @@ def test_every_language_has_its_rows_in_balance():
 def test_prompts_show_the_tag_the_labels_and_known_fields():
     for name, language, section, rows in evaluation():
         prompt, where = section["prompt"], f"{name}.{language}"
-        assert f"\n{section['tag']} X\n" in prompt, where
+        assert f"\n{section['tag']} X\n" in prompt if "tag" in section else prompt == "{text}", (
+            where
+        )
         assert all(label in prompt for label in section.get("labels", {}).values()), where
         assert ("labels" in section) == (task(name)["metric"] == "accuracy"), where
         fields = re.findall(r"\{(\w+)\}", prompt)
-        assert set(fields) == FIELDS[name] - {"id", "label", "reference"}, where
+        shown = {"text" if field == "turns" else field for field in FIELDS[name] - NOT_SHOWN}
+        assert set(fields) == shown, where
         assert prompt.count("{") == prompt.count("}") == len(fields) == len(set(fields)), where
-        assert all(set(fields) <= set(row) for row in rows), where
+        assert all(set(row) == FIELDS[name] for row in rows), where
 
 
 def test_texts_are_composed_and_in_their_own_script():
@@ -135,6 +148,7 @@ def test_texts_are_composed_and_in_their_own_script():
         (language, f"{name}.{language}", text)
         for name, language, section, rows in evaluation()
         for text in [section["prompt"], *(text for row in rows for text in native(name, row))]
+        if text != "{text}"
     ]
     for name, language, _, user, assistant in training():
         texts.append((language, f"training {name}.{language}", user))
@@ -185,6 +199,22 @@ def test_training_answers_have_the_tag_and_balanced_labels():
     per_label = {"sentiment": 8, "causal": 3}
     assert all(number == per_label[name] for (name, *_), number in answers.items()), answers
     assert len(answers) == 2 * len(LANGUAGES) + 4 * len(LANGUAGES)
+
+
+def test_answers_are_in_the_texts_and_instructions_can_be_followed():
+    from singalaut.verify.constraints.check import Constraint, validate
+
+    for name, language, _, rows in evaluation():
+        if name == "questions":
+            for row in rows:
+                assert any(text in row["text"] for text in row["references"]), row["id"]
+        if name == "instructions":
+            for row in rows:
+                given = [dict(constraint) for constraint in row["constraints"]]
+                validate([Constraint(one.pop("type"), one) for one in given], language)
+                for value in (v for one in given for v in one.values()):
+                    texts = value if isinstance(value, list) else [str(value)]
+                    assert all(text in row["text"] for text in texts), row["id"]
 
 
 def test_no_sentence_is_in_both_training_and_evaluation():

@@ -13,7 +13,17 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperGroup
 
-from singalaut.cli import data, doctor, merging, models, recipes, stages, talk
+from singalaut.cli import (
+    data,
+    doctor,
+    evaluation,
+    merging,
+    models,
+    recipes,
+    rewarding,
+    stages,
+    talk,
+)
 from singalaut.cli.logs import start_logging
 
 STOPPED = "stopped; finished stages and checkpoints are kept, run the same command to go on"
@@ -111,7 +121,11 @@ app.add_typer(data_app, name="data")
 app.command("sft")(stages.sft)
 app.command("merge")(merging.merge)
 app.command("merge search")(merging.merge_search)
-app.command("eval")(stages.evaluate)
+app.command("rl")(rewarding.rl)
+reward_app = typer.Typer(no_args_is_help=True, rich_markup_mode=None, help="Try out rewards.")
+reward_app.command("check")(rewarding.check)
+app.add_typer(reward_app, name="rewards")
+app.add_typer(evaluation.eval_app, name="eval")
 app.command("generate")(talk.generate)
 app.command("chat")(talk.chat)
 app.command("convert")(models.convert)

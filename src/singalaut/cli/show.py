@@ -10,6 +10,8 @@ from typing import Any
 
 from singalaut.artifact import Artifact
 
+ODDITIES = ("unextractable", "wrong_language", "truncated")  # told with every score
+
 
 def table(rows: Sequence[Mapping[str, Any]]) -> str:
     """Aligned columns, headed by the keys of the first row; numbers stand on the right."""
@@ -32,7 +34,7 @@ def as_json(value: Any) -> str:
 
 def results(evaluation: Path) -> str:
     """The results of an evaluation: a column for each model, with the share of answers found."""
-    from singalaut.evals.results import cell_text, load_results
+    from singalaut.evals.output import cell_text, load_results, oddity_shares
 
     found = load_results(evaluation)
     rows = []
@@ -41,7 +43,13 @@ def results(evaluation: Path) -> str:
         for model in found["models"]:
             line[model] = cell_text(row["scores"][model], row["extracted"][model])
         rows.append(line)
-    return f"{table(rows)}\nscore (share of answers that could be extracted)"
+    legend = "score (share of answers that could be extracted)"
+    lines = []
+    for name, model in found["models"].items():
+        shares = oddity_shares(model)
+        told = (f"{100 * shares.get(odd, 0.0):.1f} % {odd.replace('_', ' ')}" for odd in ODDITIES)
+        lines.append(f"{name}: {', '.join(told)}")
+    return "\n".join([table(rows), legend, *lines])
 
 
 def outputs(artifacts: Sequence[Artifact]) -> str:

@@ -1,4 +1,4 @@
-"""Commands that run one stage: prepare, sft, eval; and what `merge` shares with them.
+"""Commands that run one stage: prepare, sft; and what `merge` and `eval` share with them.
 
 Options make a recipe of one stage, so that both ways run the same code and give the same artifact.
 """
@@ -20,7 +20,14 @@ if TYPE_CHECKING:
 MODEL_HELP = "A model directory, a stage's folder, a hub id, a GGUF file or `demo:gemma-3-270m`."
 NAMED_HELP = MODEL_HELP[:-1] + "; or RECIPE.toml:STAGE."
 RunStage = Callable[..., Any]
-OWN_FLAGS = {"adapter": "--rank", "tasks": "--task", "languages": "--language", "models": "MODEL"}
+OWN_FLAGS = {
+    "adapter": "--rank",
+    "tasks": "--task",
+    "languages": "--language",
+    "models": "MODEL",
+    "endpoints": "--endpoint",
+    "protocol": "--seeds",
+}
 RecipeOption = Annotated[
     Path | None, typer.Option("--recipe", help="Take the stage from this recipe.")
 ]
@@ -106,37 +113,6 @@ def sft(
     print(shown(made.path))
 
 
-def evaluate(
-    recipe: RecipeOption = None,
-    stage: StageOption = None,
-    overrides: SetOption = [],  # noqa: B006 - typer copies it
-    model: Annotated[list[str], typer.Option(help=MODEL_HELP)] = [],  # noqa: B006
-    pack: Annotated[str | None, typer.Option(help="`demo`, or the folder of a pack.")] = None,
-    task: Annotated[list[str], typer.Option(help="Only this task.")] = [],  # noqa: B006
-    language: Annotated[list[str], typer.Option(help="Only this language.")] = [],  # noqa: B006
-    limit: Annotated[int | None, typer.Option(help="Only the first rows of each.")] = None,
-    batch_size: Annotated[int | None, typer.Option(help="Answers generated at once.")] = None,
-    seed: SeedOption = None,
-    output: OutputOption = None,
-) -> None:
-    """Answer and score the tasks of a pack; prints the results and their folder."""
-    from singalaut.cli.show import results
-    from singalaut.recipe.plan import shown
-
-    models = labelled("evaluate", model)
-    settings = {
-        "models": list(models),
-        "pack": pack,
-        "tasks": task,
-        "languages": language,
-        "limit": limit,
-        "batch_size": batch_size,
-    }
-    flags = {"--seed": seed, "--output": output}
-    made = run_stage("evaluate", recipe, stage, overrides, settings, models, flags)
-    print(f"{results(made.path)}\n\n{shown(made.path)}")
-
-
 def run_stage(
     kind: str,
     recipe_file: Path | None,
@@ -216,9 +192,11 @@ def as_recipe(
     from singalaut.recipe.write import recipe_toml
 
     recipe, models = _recipe(kind, overrides, settings, models, flags)
-    base = models.pop("base", recipe.model.base)
-    model = recipe.model.model_copy(update={"base": base, "others": models})
-    return recipe_toml(recipe.model_copy(update={"model": model}))
+    if recipe.model is not None:
+        base = models.pop("base", recipe.model.base)
+        model = recipe.model.model_copy(update={"base": base, "others": models})
+        recipe = recipe.model_copy(update={"model": model})
+    return recipe_toml(recipe)
 
 
 def _recipe(
@@ -233,17 +211,24 @@ def _recipe(
     from singalaut.recipe.load import parse_recipe
 
     models = {label: _stage_output(source) for label, source in models.items()}
-    if not models:
-        command = {"evaluate": "eval", "merge_search": "merge search"}.get(kind, kind)
+    elsewhere = settings.get("endpoints") or settings.get("recorded")
+    if not models and not elsewhere:
+        if kind == "evaluate":
+            hint = "name one with `--model`, `--endpoint` or `--recorded`"
+            raise RecipeError("nothing to evaluate", hint=f"{hint}; see `singalaut eval --help`")
+        command = {"merge_search": "merge search"}.get(kind, kind)
         raise RecipeError("no model is given", hint=f"see `singalaut {command} --help`")
     given = {name: value for name, value in settings.items() if value not in (None, [])}
-    data = {
+    if elsewhere:
+        given.setdefault("models", [])
+    data: dict[str, Any] = {
         "name": kind,
         "seed": flags["--seed"] or 0,
         "output": str(flags["--output"] or "runs"),
-        "model": {"base": next(iter(models.values()))},
         "stage": [{"kind": kind, **given}],
     }
+    if models:
+        data["model"] = {"base": next(iter(models.values()))}
     places: dict[KeyPath, str] = {("stage", 0, name): _flag(name) for name in settings}
     places[("seed",)] = "--seed"
     return parse_recipe(data, overrides, places=places, models=models), dict(models)

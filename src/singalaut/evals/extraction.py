@@ -1,101 +1,113 @@
-"""Finds the answer in a response, by the rules of SEA-HELM, made safe against echoes.
+"""Finds the answer in a response by the published rules of SEA-HELM, each version's own.
 
-Pure functions of text: whether the answer is right is for the caller to say. Two things differ
-from SEA-HELM. A label counts only where it ends: `Jawaban: ANSWER` does not answer `A`. And a
-placeholder that the prompt itself shows after the tag is no answer. Text is compared after NFC.
+Pure functions of text, kept exactly as lenient and as strict as the rules are, so that scores can
+be compared: the first tag counts, a label may be the beginning of a longer word, without a tag
+the whole response is the answer. What a more careful reading finds is `robust`'s work.
 """
 
 from __future__ import annotations
 
 import re
 import string
-import unicodedata
-from collections.abc import Collection, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from typing import NamedTuple
 
-PLACEHOLDERS = frozenset({"answer", "option", "translation", "summary"})
-EDGES = string.punctuation + string.whitespace
+from singalaut.evals.profiles import Version
+
+EDGES = string.punctuation + " \n"
+COLONS = {"km": "[:|៖]", "zh": "[:|：]"}  # either may end the tag in v1.0
 
 
-@dataclass(frozen=True)
-class Extraction:
-    """`answer` is a gold label or a text; `extracted`: it stood after the tag as asked."""
+class Extraction(NamedTuple):
+    """`answer` is a gold label or a text, None where there is none; `tagged`: it followed a tag.
+
+    `echoed`: the placeholder of the prompt stood after the tag; `contradictory`: several tags
+    gave different answers, or one gave several.
+    """
 
     answer: str | None
-    extracted: bool
+    tagged: bool
+    echoed: bool = False
+    contradictory: bool = False
 
 
-def echoes(template: str, tag: str) -> frozenset[str]:
-    """What the prompt's template writes after the tag on the same line, and usual placeholders."""
-    pattern = re.compile(re.escape(nfc(tag)) + r"[^\S\n]*([^\n]*)")
-    shown = {plain(match[1]) for match in pattern.finditer(nfc(template))}
-    return PLACEHOLDERS | (shown - {""})
+Extractor = Callable[[str], Extraction]
 
 
-def extract_label(
-    response: str, tag: str, labels: Mapping[str, str], echoed: Collection[str] = PLACEHOLDERS
-) -> Extraction:
-    """The gold label that the response gives: the first label right after a tag.
+def label_extractor(
+    version: Version,
+    tag: str,
+    labels: Mapping[str, str],
+    language: str = "",
+    case_sensitive: bool = False,
+) -> Extractor:
+    """The rule for choices: the gold label that a response gives, by the version's rules.
 
-    Tag, then whitespace or `*`, then a label, in any case. Without one, the whole response counts
-    if it is a label, save for case and outer ASCII punctuation; `answer` is None otherwise.
+    v1.2: the first tag that white space, `*` and then a label follow, in any case; the last of
+    several labels in a row counts. With `case_sensitive` (LINDSEA) the first tag decides, and
+    case matters. v1.0: the line after the first tag, in any case, has to be a label.
     """
-    response = nfc(response)
-    gold = {nfc(text.strip()).casefold(): label for label, text in labels.items()}
-    longest_first = sorted(
-        (nfc(text.strip()) for text in labels.values()), key=lambda t: (-len(t), t)
-    )
-    alternatives = "|".join(map(re.escape, longest_first))
-    pattern = re.compile(rf"{re.escape(nfc(tag))}[\s*]*({alternatives})", re.IGNORECASE)
-    for match in pattern.finditer(response):
-        line = response[match.start(1) :].partition("\n")[0]
-        echo = plain(line) in echoed and plain(line) != plain(match[1])
-        label = gold.get(match[1].casefold())
-        if label is not None and not echo and _ends(response, match.end()):
-            return Extraction(label, True)
-    whole = {plain(text): label for label, text in labels.items()}
-    return Extraction(whole.get(plain(response) or response), False)
+    named = {_normal(text): gold for gold, text in labels.items()}
+    if version == "v1.0":
+        return _line_label(_old_tag(tag.lower(), language), named)
+    alternatives = "|".join(map(re.escape, labels.values()))
+    many = "*" if case_sensitive else "+"
+    flags = re.NOFLAG if case_sensitive else re.IGNORECASE
+    pattern = re.compile(rf"{re.escape(tag)}[\s\*]*({alternatives}){many}", flags)
+
+    def extract(response: str) -> Extraction:
+        match = pattern.search(response)
+        found = match[1] if match else None
+        return Extraction(named.get(_normal(found or response)), found is not None)
+
+    return extract
 
 
-def extract_text(response: str, tag: str, echoed: Collection[str] = PLACEHOLDERS) -> Extraction:
-    """The text that the response gives: the rest of the line after the first tag.
+def _line_label(tag: str, named: Mapping[str, str]) -> Extractor:
+    pattern = re.compile(rf"(?<={tag})\s*.*")
 
-    Tag, then whitespace, backticks or `*`, then the text. Without a tag the whole response counts.
+    def extract(response: str) -> Extraction:
+        response = response.lower()
+        match = pattern.search(response)
+        line = match[0].strip("$") if match else response
+        return Extraction(named.get(_normal(line.strip())), match is not None)
+
+    return extract
+
+
+def text_extractor(version: Version, tag: str, language: str = "") -> Extractor:
+    """The rule for texts: the rest of the line after the first tag, else the whole response.
+
+    v1.2 skips white space, backticks and `*` after the tag; v1.0 only white space, but takes the
+    tag with a small or capital first letter and strips `$`.
     """
-    response, tag = nfc(response), nfc(tag)
-    empty = False
-    for match in re.finditer(re.escape(tag), response):
-        rest = response[match.end() :].lstrip(string.whitespace + "`*")
-        text = rest.partition("\n")[0].strip()
-        if text and not text.startswith(tag) and plain(text) not in echoed:
-            return Extraction(text, True)
-        empty = empty or not text
-    return Extraction("" if empty else response.strip(), False)
+    if version == "v1.0":
+        first = f"[{tag[:1].upper()}|{tag[:1].lower()}]" if tag[:1].isascii() and tag else tag[:1]
+        tag_pattern = first + _old_tag(tag[1:], "")
+        old = re.compile(rf"(?<={tag_pattern})\s*.*")
+
+        def extract_old(response: str) -> Extraction:
+            match = old.search(response)
+            text = match[0].strip("$") if match else response
+            return Extraction(text.strip(), match is not None)
+
+        return extract_old
+    pattern = re.compile(re.escape(tag) + r"[\s`*]*(.*)")
+
+    def extract(response: str) -> Extraction:
+        match = pattern.search(response)
+        return Extraction((match[1] if match else response).strip(), match is not None)
+
+    return extract
 
 
-def nfc(text: str) -> str:
-    """Canonical composition: one spelling of each Thai, Vietnamese or Burmese syllable."""
-    return unicodedata.normalize("NFC", text)
+def _old_tag(tag: str, language: str) -> str:
+    """The tag as a pattern of v1.0, which takes two kinds of colons in Khmer and Chinese."""
+    if language in COLONS and tag[-1:] in (":", "៖", "："):
+        return re.escape(tag[:-1]) + COLONS[language]
+    return re.escape(tag)
 
 
-def plain(text: str) -> str:
-    """Lower case without outer ASCII punctuation, single spaces."""
-    return " ".join(nfc(text).lower().strip(EDGES).split())
-
-
-def _ends(text: str, end: int) -> bool:
-    """Whether a label that ends at `end` is not the beginning of a longer word.
-
-    Scripts without spaces allow any letter to follow, but not a vowel sign or tone mark.
-    """
-    if end >= len(text):
-        return True
-    if unicodedata.category(text[end]).startswith("M"):
-        return False
-    return not (_latin(text[end - 1]) and _latin(text[end]))
-
-
-def _latin(character: str) -> bool:
-    return character.isdigit() or (
-        character.isalpha() and unicodedata.name(character, "").startswith("LATIN")
-    )
+def _normal(text: str) -> str:
+    """Lower case, without outer ASCII punctuation, spaces and line ends; single spaces."""
+    return " ".join(text.strip().lower().strip(EDGES).split())

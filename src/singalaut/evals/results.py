@@ -1,84 +1,169 @@
-"""From judged answers to results: scores of each task and language, means, and their tables.
+"""From scored cells to results: figures of each task and language, means, and their table.
 
 Nothing here knows a model or a pack's rows. Scores are on a scale of 0 to 100, shares of 0 to 1.
 """
 
 from __future__ import annotations
 
-import csv
-import io
-import json
+import hashlib
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
-from singalaut.artifact import write_atomic, write_json
-from singalaut.errors import ArtifactError
-from singalaut.evals.metrics import (
-    CHRF_SIGNATURE,
-    accuracy,
-    balanced_accuracy,
-    chance_normalised,
-    chrf_plus_plus,
-    mean,
-)
-from singalaut.evals.tasks import Chunk
+import numpy as np
 
-FORMAT = 1
-Rows = Sequence[Mapping[str, Any]]
-CELL_FIELDS = ("n", "score", "balanced", "normalised", "chance", "extracted", "truncated")
+from singalaut.evals.aggregate import Leaf, Node, Summary
+from singalaut.evals.chrf import SIGNATURE
+from singalaut.evals.conditions import CONDITIONS
+from singalaut.evals.measure import interval, point
+from singalaut.evals.scored import Scored, number, percent
+from singalaut.evals.taskfile import UNTAGGED_KINDS
+from singalaut.evals.tasks import Cell, Pack
+
+FORMAT = 2
+LONGEST_NAME = 120  # of a folder, well below what file systems allow
+SHARES = ("extracted", "truncated", "wrong_language")
 
 
-def score_chunk(chunk: Chunk, rows: Rows) -> dict[str, Any]:
-    """The scores of one task in one language from its judged answers.
+def leaf_of(scored: Scored) -> Leaf:
+    """What aggregation knows of a scored cell."""
+    task, language = scored.cell.task, scored.cell.language
+    return Leaf(
+        task=task.name,
+        language=language.language,
+        competency=task.competency,
+        group=task.group,
+        pooled=task.pooled,
+        counted=language.counted,
+        measure=scored.measures[scored.metric],
+    )
 
-    `score` is the task's metric; `normalised` puts guessing at 0 and perfection at 100, with the
-    chance of one label among all that the task has, whichever of them occur in the rows.
+
+def cell_figures(scored: Scored, node: Node, failed: int) -> dict[str, Any]:
+    """All figures of one task in one language.
+
+    `score` is the task's metric (balanced accuracy for choices), the mean over runs;
+    `normalised` puts guessing at 0 and perfection at 100, and has the `interval`.
     """
-    answers = [row["answer"] for row in rows]
-    gold = [row["gold"] for row in rows]
-    cell: dict[str, Any] = {"n": len(rows)}
-    if chunk.task.metric == "accuracy":
-        labels = chunk.language.labels
-        balanced, chance = balanced_accuracy(answers, gold, labels), 1 / len(labels)
-        cell["score"] = 100 * accuracy(answers, gold)
-        cell["balanced"] = 100 * balanced
-        cell["chance"] = 100 * chance
-        cell["normalised"] = 100 * chance_normalised(balanced, chance)
-    else:
-        cell["score"] = cell["normalised"] = chrf_plus_plus(answers, gold)
-    cell["extracted"] = mean(float(row["extracted"]) for row in rows)
-    cell["truncated"] = mean(float(row["finish_reason"] == "length") for row in rows)
-    return cell
+    measure = scored.measures[scored.metric]
+    by_run = 100 * measure.by_run()
+    answered = max(scored.answered, 1)
+    counts = {name: scored.counts[name] for name in CONDITIONS if scored.counts[name]}
+    untagged = scored.cell.task.kind in UNTAGGED_KINDS
+    lost = 0 if untagged else scored.counts["unextractable"] + scored.counts["untagged"]
+    metrics = {name: percent(other) for name, other in scored.measures.items()}
+    metrics |= {name: number(score) for name, score in scored.official_sums.items()}
+    figures: dict[str, Any] = {
+        "n": len(scored.cell.examples),
+        "runs": len(by_run),
+        "answered": scored.answered,
+        "failed": failed,
+        "metric": scored.metric,
+        "score": metrics[scored.metric],
+        "normalised": number(100 * node.score),
+        "interval": _interval(node),
+        "by_run": [number(value) for value in by_run],
+        "metrics": metrics,
+        "distribution": scored.distribution,
+        "extracted": 1 - lost / answered if scored.answered else 0.0,
+        "truncated": scored.counts["truncated"] / answered,
+        "wrong_language": scored.counts["wrong_language"] / answered,
+        "counts": counts,
+        "disagreements": scored.disagreements / answered,
+        "rows_left_out": scored.cell.problems.lost,
+        "row_problems": dict(scored.cell.problems.counts),
+    }
+    if np.count_nonzero(~np.isnan(by_run)) > 1:
+        figures["deviation_between_runs"] = number(float(np.nanstd(by_run, ddof=1)))
+    if scored.robust is not None:
+        figures["robust"] = percent(scored.robust)
+        figures["robust_normalised"] = number(100 * point(scored.robust)[1])
+    return figures | scored.facts
 
 
-def summarise(
-    chunks: Sequence[Chunk],
-    answers: Mapping[str, Mapping[str, Rows]],
-    *,
-    pack: str,
+def model_results(
+    scored: Sequence[Scored], summary: Summary, failed: Mapping[str, int]
+) -> dict[str, Any]:
+    """The part of the results that one model has."""
+    cells: dict[str, dict[str, Any]] = {}
+    for one in scored:
+        task, language = one.cell.task.name, one.cell.language.language
+        node = summary.leaves[task, language]
+        figures = cell_figures(one, node, failed.get(one.cell.name, 0))
+        cells.setdefault(task, {})[language] = figures
+    languages = {}
+    for code, tree in summary.languages.items():
+        counted = [
+            cells[one.cell.task.name][code]
+            for one in scored
+            if one.cell.language.language == code and one.cell.language.counted
+        ]
+        languages[code] = _pool(counted) | _figures(tree)
+        languages[code]["missing"] = list(summary.missing.get(code, ()))
+        languages[code]["competencies"] = {
+            name: _figures(part)
+            | {"groups": {group: _figures(inner) for group, inner in part.parts.items()}}
+            for name, part in tree.parts.items()
+        }
+    overall: dict[str, Any] = {"n": 0}
+    if summary.average is not None:
+        averaged = list(summary.average.parts)
+        overall = _pool([languages[code] for code in averaged]) | _figures(summary.average)
+        overall["languages"] = averaged
+        overall["missing"] = {code: list(names) for code, names in summary.missing.items()}
+    return {"tasks": cells, "languages": languages, "overall": overall}
+
+
+def describe(pack: Pack, cells: Sequence[Cell]) -> dict[str, Any]:
+    """What was asked, so that every score can be computed again from the responses."""
+    about: dict[str, Any] = {}
+    for cell in cells:
+        task, spec = cell.task, cell.language
+        entry = about.setdefault(
+            task.name,
+            {
+                "version": task.version,
+                "competency": task.competency,
+                "group": task.group,
+                "pooled": task.pooled,
+                "kind": task.kind,
+                "metric": task.metric,
+                "metrics": list(task.metrics),
+                "max_tokens": task.max_tokens,
+                "licence": task.licence,
+                "note": task.note,
+                "languages": {},
+            },
+        )
+        entry["languages"][spec.language] = {
+            "tag": spec.tag,
+            "labels": dict(spec.labels),
+            "answer_language": spec.answer_language,
+            "chance": cell.chance,
+            "counted": spec.counted,
+            "licence": spec.licence,
+            "n": len(cell.examples),
+            "rows_left_out": cell.problems.lost,
+            "row_problems": dict(cell.problems.counts),
+            "first_problems": [f"{p.where}: {p.what}" for p in cell.problems.first],
+        }
+    return about
+
+
+def all_results(
+    pack: Pack,
+    cells: Sequence[Cell],
+    models: Mapping[str, dict[str, Any]],
     protocol: Mapping[str, Any],
 ) -> dict[str, Any]:
-    """All results: `answers` maps model, then chunk name, to judged answers."""
+    """The results of all models, with the table of the overview."""
     results: dict[str, Any] = {
         "format": FORMAT,
-        "pack": pack,
-        "protocol": {**protocol, "chrf": CHRF_SIGNATURE},
-        "tasks": _describe(chunks),
-        "models": {},
+        "pack": pack.name,
+        "protocol": {**protocol, "chrf": SIGNATURE},
+        "tasks": describe(pack, cells),
+        "models": dict(models),
     }
-    for model, by_chunk in answers.items():
-        cells: dict[str, dict[str, Any]] = {}
-        for chunk in chunks:
-            cell = score_chunk(chunk, by_chunk[chunk.name])
-            cells.setdefault(chunk.task.name, {})[chunk.language.language] = cell
-        languages = {
-            code: _language(code, cells, results["tasks"])
-            for code in dict.fromkeys(chunk.language.language for chunk in chunks)
-        }
-        overall = _pool(list(languages.values()))
-        overall |= {k: mean(v[k] for v in languages.values()) for k in ("score", "normalised")}
-        results["models"][model] = {"tasks": cells, "languages": languages, "overall": overall}
     results["rows"] = results_table(results)
     return results
 
@@ -87,170 +172,78 @@ def results_table(results: Mapping[str, Any]) -> list[dict[str, Any]]:
     """The rows of the overview: each task, each language, all.
 
     A row has `kind` (task, language, overall), `name`, `metric`, `n`, and by model name `scores`,
-    `extracted` and `truncated`. The score of a task is its metric, averaged over its languages;
-    that of a language is the chance-normalised mean of its tasks.
+    `intervals`, `extracted`, `truncated` and `wrong_language`. The score of a task is its metric,
+    averaged over its languages; that of a language is the chance-normalised mean of its tasks.
     """
     models = results["models"]
     rows = []
-    for task, about in results["tasks"].items():
-        cells = {model: list(found["tasks"][task].values()) for model, found in models.items()}
-        pooled = {
-            model: _pool(c) | {"score": mean(x["score"] for x in c)} for model, c in cells.items()
+    for task in results["tasks"]:
+        cells = {
+            model: list(found["tasks"][task].values())
+            for model, found in models.items()
+            if task in found["tasks"]
         }
-        rows.append(_row("task", task, about["metric"], pooled, "score"))
+        if len(cells) < len(models):
+            continue
+        pooled = {m: _pool(c) | {"score": _mean(x["score"] for x in c)} for m, c in cells.items()}
+        metrics = dict.fromkeys(cell["metric"] for c in cells.values() for cell in c)
+        rows.append(_row("task", task, ", ".join(metrics), pooled, "score"))
     for language in next(iter(models.values()))["languages"]:
-        found = {model: values["languages"][language] for model, values in models.items()}
-        rows.append(_row("language", language, "normalised mean", found, "normalised"))
+        found = {
+            m: v["languages"][language] for m, v in models.items() if language in v["languages"]
+        }
+        if len(found) == len(models):
+            rows.append(_row("language", language, "normalised mean", found, "normalised"))
     found = {model: values["overall"] for model, values in models.items()}
-    rows.append(_row("overall", "all", "normalised mean", found, "normalised"))
+    if all("normalised" in values for values in found.values()):
+        rows.append(_row("overall", "all", "normalised mean", found, "normalised"))
     return rows
 
 
-def write_results(folder: Path, results: Mapping[str, Any]) -> None:
-    """Write `results.json`, `results.csv` and `results.md` into `folder`."""
-    folder.mkdir(exist_ok=True)
-    write_json(folder / "results.json", results)
-    write_atomic(folder / "results.csv", _csv(results).encode())
-    write_atomic(folder / "results.md", results_markdown(results).encode())
+def folder_name(model: str) -> str:
+    """A visible, safe and distinct folder name for any name of a model."""
+    name = quote(model, safe=" +=,@()")
+    name = "%2E" + name[1:] if name.startswith(".") else name
+    if len(name) <= LONGEST_NAME:
+        return name
+    return name[: LONGEST_NAME - 17] + "-" + hashlib.sha256(model.encode()).hexdigest()[:16]
 
 
-def load_results(folder: Path) -> dict[str, Any]:
-    """The results of an evaluation's folder. Raises: ArtifactError if there are none."""
-    file = folder / "results" / "results.json"
-    try:
-        results = json.loads(file.read_bytes())
-    except (OSError, ValueError) as error:
-        raise ArtifactError(
-            "the results cannot be read",
-            where=file,
-            hint="this must be the folder of a finished evaluation",
-        ) from error
-    found = results.get("format") if isinstance(results, dict) else None
-    if found != FORMAT:
-        raise ArtifactError(
-            f"results of format {found}, this version reads {FORMAT}",
-            where=file,
-            hint="run the evaluation again",
-        )
-    return results
+def _figures(node: Node) -> dict[str, Any]:
+    return {"normalised": number(100 * node.score), "interval": _interval(node)}
 
 
-def results_markdown(results: Mapping[str, Any]) -> str:
-    """The overview, every task and language, and what the tasks are, as Markdown."""
-    models = list(results["models"])
-    overview = [
-        [row["name"], row["metric"], str(row["n"])]
-        + [cell_text(row["scores"][m], row["extracted"][m]) for m in models]
-        for row in results["rows"]
-    ]
-    detail = []
-    for task, about in results["tasks"].items():
-        for language in about["languages"]:
-            cells = [results["models"][m]["tasks"][task][language] for m in models]
-            texts = [cell_text(cell["score"], cell["extracted"]) for cell in cells]
-            detail.append([task, language, about["metric"], str(cells[0]["n"]), *texts])
-    lines = [
-        f"# Evaluation on the pack `{results['pack']}`",
-        "Score, and in brackets the share of answers that stood after the answer tag as asked. "
-        "Accuracy and chrF++ run from 0 to 100; the rows of languages are means in which "
-        "guessing counts 0.",
-        markdown_table(["", "metric", "n", *models], overview),
-        "## Each task and language",
-        markdown_table(["task", "language", "metric", "n", *models], detail),
-        "## Tasks",
-    ]
-    for task, about in results["tasks"].items():
-        note = f" {about['note']}" if about["note"] else ""
-        lines.append(f"- {task}, version {about['version']}, {about['licence']}.{note}")
-    return "\n\n".join(lines) + "\n"
+def _interval(node: Node) -> list[float | None]:
+    if np.isnan(node.samples).all():
+        return [None, None]
+    return [number(100 * bound) for bound in interval(node.samples, node.score)]
 
 
-def cell_text(score: float, extracted: float) -> str:
-    return f"{score:.1f} ({100 * extracted:.0f} %)"
-
-
-def markdown_table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    lines = [head, ["---"] * len(head), *rows]
-    return "\n".join(
-        "| " + " | ".join(c.replace("|", "\\|") for c in line) + " |" for line in lines
-    )
-
-
-def _describe(chunks: Sequence[Chunk]) -> dict[str, Any]:
-    """What was asked, so that every score can be computed again from the responses."""
-    about: dict[str, Any] = {}
-    for chunk in chunks:
-        task = chunk.task
-        entry = about.setdefault(
-            task.name,
-            {
-                "version": task.version,
-                "competency": task.competency,
-                "group": task.group,
-                "metric": task.metric,
-                "max_tokens": task.max_tokens,
-                "licence": task.licence,
-                "note": task.note,
-                "languages": {},
-            },
-        )
-        language = chunk.language
-        entry["languages"][language.language] = {
-            "tag": language.tag,
-            "labels": dict(language.labels),
-            "n": len(chunk.examples),
-        }
-    return about
-
-
-def _language(
-    code: str, cells: Mapping[str, Mapping[str, Any]], tasks: Mapping[str, Any]
-) -> dict[str, Any]:
-    """Means of one language: tasks of a group, then groups of a competency, then competencies."""
-    here = {task: found[code] for task, found in cells.items() if code in found}
-    summary = _pool(list(here.values()))
-    for figure in ("score", "normalised"):
-        tree: dict[str, dict[str, list[float]]] = {}
-        for task, cell in here.items():
-            group = tasks[task]["group"] or task
-            competency = tree.setdefault(tasks[task]["competency"], {})
-            competency.setdefault(group, []).append(cell[figure])
-        summary[figure] = mean(mean(mean(g) for g in groups.values()) for groups in tree.values())
-    return summary
-
-
-def _pool(cells: Rows) -> dict[str, Any]:
-    """Counts and shares over several cells, each answer weighing the same."""
+def _pool(cells: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """Counts and shares over several cells, each question weighing the same."""
     total = sum(cell["n"] for cell in cells)
     pooled: dict[str, Any] = {"n": total}
-    for share in ("extracted", "truncated"):
-        pooled[share] = sum(cell["n"] * cell[share] for cell in cells) / total
+    for share in SHARES:
+        pooled[share] = sum(cell["n"] * cell[share] for cell in cells) / max(total, 1)
     return pooled
 
 
 def _row(
     kind: str, name: str, metric: str, found: Mapping[str, Mapping[str, Any]], figure: str
 ) -> dict[str, Any]:
-    return {
+    row: dict[str, Any] = {
         "kind": kind,
         "name": name,
         "metric": metric,
         "n": next(iter(found.values()))["n"],
         "scores": {model: values[figure] for model, values in found.items()},
-        "extracted": {model: values["extracted"] for model, values in found.items()},
-        "truncated": {model: values["truncated"] for model, values in found.items()},
+    }
+    row["intervals"] = {model: values.get("interval") for model, values in found.items()}
+    return row | {
+        share: {model: values[share] for model, values in found.items()} for share in SHARES
     }
 
 
-def _csv(results: Mapping[str, Any]) -> str:
-    """One line for each model, task and language."""
-    text = io.StringIO()
-    table = csv.writer(text, lineterminator="\n")
-    table.writerow(["model", "task", "version", "language", "metric", *CELL_FIELDS])
-    for model, found in results["models"].items():
-        for task, languages in found["tasks"].items():
-            about = results["tasks"][task]
-            for language, cell in languages.items():
-                figures = [cell.get(name, "") for name in CELL_FIELDS]
-                table.writerow([model, task, about["version"], language, about["metric"], *figures])
-    return text.getvalue()
+def _mean(values: Any) -> float | None:
+    known = [value for value in values if value is not None]
+    return sum(known) / len(known) if known else None

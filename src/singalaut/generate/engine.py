@@ -76,6 +76,17 @@ def open_engine(directory: Path, batch_size: int | None = None, **settings: obje
     return Engine(model, tokenizer, chat, identity, chosen)
 
 
+def engine_over(model: Gemma3, directory: Path, **settings: object) -> Engine:
+    """An engine that reads the weights of a network which is being trained.
+
+    `directory` is where it came from: tokenizer and chat template are taken from there.
+    """
+    tokenizer = Tokenizer.load(directory)
+    chat = ChatFormat.load(directory, tokenizer)
+    chosen = EngineSettings(**settings)  # type: ignore[arg-type]
+    return Engine(model, tokenizer, chat, "in training", chosen)
+
+
 def _check_image_tokens(model: Gemma3, tokenizer: Tokenizer, directory: Path) -> None:
     vision = model.config.vision
     if vision is None:

@@ -54,8 +54,9 @@ def parse_recipe(
         recipe = Recipe.model_validate_json(json.dumps(data, default=str), strict=True)
     except ValidationError as error:
         raise as_error(validation_problems(error, data), places, source) from None
-    names = recipe.model.sources() if models is None else models
-    if problems := reference_problems(recipe, names):
+    if models is None:
+        models = {} if recipe.model is None else recipe.model.sources()
+    if problems := reference_problems(recipe, models):
         raise as_error(problems, places, source)
     return recipe
 

@@ -29,7 +29,7 @@ def reference_problems(recipe: Recipe, models: Collection[str] = ("base",)) -> l
     if not RECIPE_NAME.fullmatch(recipe.name):
         hint = "use letters, digits, `-` and `_`"
         problems.append(Problem(("name",), f'the name "{recipe.name}" cannot name a folder', hint))
-    for model in recipe.model.others:
+    for model in () if recipe.model is None else recipe.model.others:
         if not STAGE_NAME.fullmatch(model) or model in RESERVED:
             what = f'a starting model cannot be named "{model}"'
             problems.append(Problem(("model", "others", model), what, "choose another name"))

@@ -108,7 +108,9 @@ def plan_recipe(
     root: Path | None = None,
 ) -> Plan:
     """Plan the recipe that lies in `folder`; without `fetch`, a model may stay to be fetched."""
-    sources = models or recipe.model.sources()
+    if models is None:
+        models = {} if recipe.model is None else recipe.model.sources()
+    sources = models
     found = {name: _model(source, folder, present_model) for name, source in sources.items()}
     plan = make_plan(recipe, folder, found, locate=locate, root=root)
     if not fetch or all(model.path for model in found.values()):

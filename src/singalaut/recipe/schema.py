@@ -14,11 +14,18 @@ from singalaut.data.config import PrepareConfig
 from singalaut.evals.config import EvaluateConfig
 from singalaut.merge.config import MergeConfig, MergeSearchConfig
 from singalaut.publish.config import CardConfig
+from singalaut.rl.config import RlConfig
 from singalaut.settings import Settings, StageSettings
 from singalaut.train.config import SftConfig
 
 StageConfig = (
-    PrepareConfig | SftConfig | MergeConfig | MergeSearchConfig | EvaluateConfig | CardConfig
+    PrepareConfig
+    | SftConfig
+    | MergeConfig
+    | MergeSearchConfig
+    | RlConfig
+    | EvaluateConfig
+    | CardConfig
 )
 KINDS: dict[str, type[StageSettings]] = {
     stage.model_fields["kind"].default: stage for stage in get_args(StageConfig)
@@ -47,7 +54,7 @@ class Recipe(Settings):
     """Decides everything that is random."""
     output: str = "runs"
     """Where run folders are made; relative paths are relative to the recipe."""
-    model: ModelConfig
-    """Where the recipe starts."""
+    model: ModelConfig | None = None
+    """Where the recipe starts; not needed where it only asks models elsewhere."""
     stage: tuple[Annotated[StageConfig, Field(discriminator="kind")], ...] = Field(min_length=1)
     """What is done, in order; one `[[stage]]` table for each."""

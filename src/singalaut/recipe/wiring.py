@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from singalaut.artifact import Work
 from singalaut.data.config import DataSource, PrepareConfig
@@ -16,7 +16,13 @@ from singalaut.merge.config import MergeConfig, MergeSearchConfig
 from singalaut.publish.config import CardConfig
 from singalaut.recipe.lineage import lineage
 from singalaut.recipe.plan import Plan, PlannedStage
+from singalaut.remote.config import EndpointConfig
+from singalaut.rl.config import RlConfig
 from singalaut.train.config import SftConfig
+
+if TYPE_CHECKING:
+    from singalaut.contracts import Sampler
+    from singalaut.evals.evaluate import Subject
 
 StageFunction = Callable[[PlannedStage, Plan, Work], None]
 
@@ -38,7 +44,7 @@ def present_model(source: str, folder: Path) -> Path | None:
 def locate(label: str, value: str, folder: Path) -> Path:
     """Where an input file lies; only packs have names that are no paths."""
     if label.split(".")[0] == "pack":
-        from singalaut.evals.tasks import pack_path
+        from singalaut.evals.pack import pack_path
 
         named = pack_path(value).expanduser()
         return named if named.is_absolute() else folder / named
@@ -113,6 +119,50 @@ def _sft(stage: PlannedStage, plan: Plan, work: Work) -> None:
     )
 
 
+def _rl(stage: PlannedStage, plan: Plan, work: Work) -> None:
+    from singalaut.contracts import derive
+    from singalaut.generate.engine import engine_over
+    from singalaut.rewards.compose import ComposedReward
+    from singalaut.rewards.samples import Source, gather, place_of
+    from singalaut.rl.run import Task, run_rl
+    from singalaut.text.chat import ChatFormat
+    from singalaut.text.tokenizer import Tokenizer
+
+    config, seed = stage.config, plan.recipe.seed
+    assert isinstance(config, RlConfig)
+    model = model_path(stage, plan, "model")
+    files = {label: stage.inputs[label].path for label in config.files()}
+    sources = [
+        Source(files.get(f"prompts.{i}"), source.generate, source.languages, source.language)
+        for i, source in enumerate(config.prompts)
+    ]
+    tokenizer = Tokenizer.load(model)
+    chat = ChatFormat.load(model, tokenizer)
+    checked = gather(sources, seed, chat.encode, config.max_prompt_tokens)
+    work.facts["prompts"] = checked.counts()
+    tasks = [Task(sample, tokens) for sample, tokens in checked.prompts]
+    held_out, learned = tasks[: config.held_out], tasks[config.held_out :]
+    context = config.max_prompt_tokens + config.max_tokens
+
+    def draw(first: int, count: int) -> list[tuple[int, Task]]:
+        order = derive(seed, "prompts")
+        places = range(first, first + count)
+        return [(at, learned[place_of(at, len(learned), order)]) for at in places]
+
+    with ComposedReward(config.reward) as reward:
+        run_rl(
+            config,
+            model=model,
+            end_of_turn=tokenizer.end_of_turn_id,
+            draw=draw,
+            held_out=held_out,
+            sampler_of=lambda network: engine_over(network, model, context_tokens=context),
+            reward=reward,
+            work=work,
+            seed=seed,
+        )
+
+
 def _merge(stage: PlannedStage, plan: Plan, work: Work) -> None:
     from singalaut.merge.stream import run_merge
 
@@ -123,10 +173,9 @@ def _merge(stage: PlannedStage, plan: Plan, work: Work) -> None:
 
 
 def _merge_search(stage: PlannedStage, plan: Plan, work: Work) -> None:
-    from singalaut.artifact import stage_key
-    from singalaut.evals.results import load_results
-    from singalaut.evals.runner import run_evaluate
-    from singalaut.generate.engine import open_engine
+    from singalaut.artifact import home, stage_key
+    from singalaut.evals.evaluate import run_evaluate
+    from singalaut.evals.output import load_results
     from singalaut.merge.search import Inputs, run_merge_search
 
     config = stage.config
@@ -134,17 +183,17 @@ def _merge_search(stage: PlannedStage, plan: Plan, work: Work) -> None:
     seed, pack = plan.recipe.seed, stage.inputs["pack"]
     names = ("pack", "tasks", "languages", "limit")
     asked = EvaluateConfig.model_validate(
-        {"models": ("merged",), **{name: getattr(config, name) for name in names}}
+        {"models": ("merged",), "temperature": 0.0, **{n: getattr(config, n) for n in names}}
     )
 
     def evaluate(model: Path, scratch: Path) -> dict[str, float]:
         run_evaluate(
             asked,
-            models={"merged": model},
+            subjects={"merged": _local(model, asked.batch_size)},
             pack=pack.path,
             work=Work(scratch),
             seed=seed,
-            open_sampler=open_engine,
+            store=home() / "evaluations" / "store.sqlite",
         )
         return {row["name"]: row["scores"]["merged"] for row in load_results(scratch)["rows"]}
 
@@ -160,19 +209,64 @@ def _merge_search(stage: PlannedStage, plan: Plan, work: Work) -> None:
 
 
 def _evaluate(stage: PlannedStage, plan: Plan, work: Work) -> None:
-    from singalaut.evals.runner import run_evaluate
-    from singalaut.generate.engine import open_engine
+    from singalaut.artifact import content_hash, home
+    from singalaut.evals.evaluate import Subject, run_evaluate
 
-    assert isinstance(stage.config, EvaluateConfig)
-    models = {name: model_path(stage, plan, label) for label, name in stage.config.inputs().items()}
+    config = stage.config
+    assert isinstance(config, EvaluateConfig)
+    inputs = stage.inputs
+
+    def recorded(file: Path) -> Subject:
+        from singalaut.remote.recorded import RecordedSampler
+
+        return Subject(f"recorded {content_hash(file)}", lambda: RecordedSampler(file))
+
+    subjects = {
+        name: _local(model_path(stage, plan, label), config.batch_size)
+        for label, name in config.inputs().items()
+    }
+    subjects |= {
+        endpoint.name: _endpoint(endpoint, config.temperature is None)
+        for endpoint in config.endpoints
+    }
+    subjects |= {
+        item.name: recorded(inputs[f"recorded.{item.name}"].path) for item in config.recorded
+    }
     run_evaluate(
-        stage.config,
-        models=models,
-        pack=stage.inputs["pack"].path,
+        config,
+        subjects=subjects,
+        pack=inputs["pack"].path,
+        data=[inputs[label].path for label in config.files() if label.startswith("data.")],
         work=work,
         seed=plan.recipe.seed,
-        open_sampler=open_engine,
+        store=home() / "evaluations" / "store.sqlite",
+        judge=None if config.judge is None else _endpoint(config.judge, own_settings=False),
+        metricx=inputs["metricx"].path if config.metricx else None,
     )
+
+
+def _local(directory: Path, batch_size: int | None) -> Subject:
+    from singalaut.artifact import content_hash
+    from singalaut.evals.evaluate import Subject
+
+    def open_sampler() -> Sampler:
+        from singalaut.generate.engine import open_engine
+
+        return open_engine(directory, batch_size)
+
+    return Subject(content_hash(directory), open_sampler, directory)
+
+
+def _endpoint(config: EndpointConfig, own_settings: bool) -> Subject:
+    from singalaut.evals.evaluate import Subject
+
+    def open_sampler() -> Sampler:
+        from singalaut.remote.endpoint import EndpointSampler
+
+        return EndpointSampler(config, own_settings=own_settings)
+
+    tokenizer = Path(config.tokenizer).expanduser() if config.tokenizer else None
+    return Subject(config.identity(), open_sampler, tokenizer)
 
 
 def _card(stage: PlannedStage, plan: Plan, work: Work) -> None:
@@ -193,6 +287,7 @@ STAGES: Mapping[str, StageFunction] = {
     "prepare": _prepare,
     "sft": _sft,
     "merge": _merge,
+    "rl": _rl,
     "merge_search": _merge_search,
     "evaluate": _evaluate,
     "card": _card,

@@ -13,8 +13,8 @@ from singalaut.recipe.schema import Recipe
 def recipe_toml(recipe: Recipe) -> str:
     """The recipe as TOML text, defaults included; settings that are absent stay absent."""
     data = recipe.model_dump(mode="json", by_alias=True, exclude_none=True)
-    model, stages = data.pop("model"), data.pop("stage")
-    blocks = [_pairs(data), "[model]\n" + _pairs(model)]
+    model, stages = data.pop("model", None), data.pop("stage")
+    blocks = [_pairs(data)] + ([] if model is None else ["[model]\n" + _pairs(model)])
     blocks += ["[[stage]]\n" + _pairs(stage) for stage in stages]
     return "\n".join(blocks)
 

@@ -6,13 +6,9 @@ One process trains on a CPU or a GPU; started by `torchrun`, as many share the w
 from __future__ import annotations
 
 import logging
-import signal
 import statistics
-import threading
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import replace
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -26,22 +22,16 @@ from singalaut.errors import DataError
 from singalaut.model.gemma3 import Gemma3
 from singalaut.model.hf import (
     copy_companions,
-    load_model,
-    parameter_shapes,
-    save_model,
-    save_weights,
-    stored_dtype,
 )
-from singalaut.model.lora import add_adapter, merge_adapter, save_adapter
-from singalaut.model.training import checkpoint_layers, compile_layers, restore_layers
 from singalaut.progress import progress
 from singalaut.train.checkpoint import Checkpoints
 from singalaut.train.config import SftConfig
 from singalaut.train.material import Material, open_material
 from singalaut.train.optim import adamw, scheduled_rate
-from singalaut.train.parallel import World, join_world, shard, whole
+from singalaut.train.parallel import World, join_world
 from singalaut.train.plan import GIB, check_memory, memory_plan
 from singalaut.train.step import Meters, train_step, validate
+from singalaut.train.weights import stop_asked, trainable, write_model
 
 log = logging.getLogger("singalaut")
 REMEMBERED = 50  # steps whose median norm says what a spike is
@@ -68,7 +58,7 @@ def run_sft(
     material = open_material(config, model, data, seed, prepared)
     store, steps = material.store, material.steps
     work.facts["data"] = store.about["provenance"]
-    network = _trainable(config, model, store.about["end_of_turn"], seed, world)
+    network = trainable(config, model, store.about["end_of_turn"], seed, world)
     _check_device(network, config, model, world)
     optimizer = adamw(
         network, config.learning_rate, config.weight_decay, config.precision, derive(seed, "adamw")
@@ -79,7 +69,7 @@ def run_sft(
         work.rewind(start)
     bad: list[int] = []
     norms: list[float] = []
-    with progress("sft", steps, "step") as bar, _stop_asked() as stop:
+    with progress("sft", steps, "step") as bar, stop_asked() as stop:
         bar.advance(start)
         for step in range(start, steps):
             if step == start == 0 or (step and step % config.validate_every == 0):
@@ -121,29 +111,10 @@ def run_sft(
                 raise SystemExit(0)
     checkpoints.finish()
     _measure(network, material, config, steps, work, world)
-    _write(network, config, model, work, seed, world)
-
-
-def _trainable(config: SftConfig, model: Path, end_of_turn: int, seed: int, world: World) -> Gemma3:
-    """The network with what is to be learned, cut among the processes; a vision part is frozen."""
-    dtype = torch.float32 if config.precision == "float32" else torch.bfloat16
-    network = load_model(model, dtype, world.device).train()
-    eos_ids = network.config.eos_ids
-    if end_of_turn not in eos_ids:
-        network.config = replace(network.config, eos_ids=(*eos_ids, end_of_turn))
-    if config.adapter is not None:
-        adapter = config.adapter
-        init = derive(seed, "adapter")
-        add_adapter(network, adapter.rank, adapter.alpha, adapter.targets, init)
-    else:
-        network.requires_grad_(True)
-        if network.vision is not None:
-            network.vision.requires_grad_(False)  # as Google trained: the decoder alone
-    if config.keep != "all":
-        checkpoint_layers(network, config.keep)
-    if config.compile:
-        compile_layers(network)
-    return shard(network, world)
+    write_model(network, config.adapter, model, work, seed, world)
+    if world.is_first:
+        copy_companions(model, work.path / "model")
+    world.wait()
 
 
 def _check_device(network: Gemma3, config: SftConfig, model: Path, world: World) -> None:
@@ -223,65 +194,3 @@ def _no_progress(bad: list[int], meters: Meters, checkpoints: Checkpoints, work:
         where=work.path,
         hint="lower `learning_rate` or look at the data",
     )
-
-
-@contextmanager
-def _stop_asked() -> Iterator[threading.Event]:
-    """Set when the process is asked to end, so that it can do so with a checkpoint."""
-    asked = threading.Event()
-    if threading.current_thread() is not threading.main_thread():
-        yield asked
-        return
-    before = signal.signal(signal.SIGTERM, lambda *_: asked.set())
-    try:
-        yield asked
-    finally:
-        signal.signal(signal.SIGTERM, before)
-
-
-def _write(
-    network: Gemma3, config: SftConfig, model: Path, work: Work, seed: int, world: World
-) -> None:
-    """The tuned model; several processes put each tensor together, and the first one writes."""
-    restore_layers(network)
-    target, dtype = work.path / "model", stored_dtype(model)
-    if world.size > 1:
-        _write_together(network, config, model, work, seed, world)
-    elif config.adapter is None:
-        save_model(network, target, dtype)
-    else:
-        _write_adapted(network, model, work, dtype)
-    if world.is_first:
-        copy_companions(model, target)
-    world.wait()
-
-
-def _write_together(
-    network: Gemma3, config: SftConfig, model: Path, work: Work, seed: int, world: World
-) -> None:
-    dtype = stored_dtype(model)
-    names = dict(network.named_parameters())
-    if config.adapter is None:
-        tensors = (whole(names[name]) for name in parameter_shapes(network.config))
-        if world.is_first:
-            save_weights(work.path / "model", network.config, dtype, tensors)
-        else:
-            for _ in tensors:
-                pass
-        return
-    learned = {name: whole(p).cpu() for name, p in names.items() if p.requires_grad}
-    if world.is_first:
-        adapter = config.adapter
-        plain = load_model(model, dtype, "cpu")
-        plain.config = network.config
-        add_adapter(plain, adapter.rank, adapter.alpha, adapter.targets, derive(seed, "adapter"))
-        for name, weight in learned.items():
-            plain.get_parameter(name).data = weight
-        _write_adapted(plain, model, work, dtype)
-
-
-def _write_adapted(network: Gemma3, model: Path, work: Work, dtype: torch.dtype) -> None:
-    folder = model.parent if model.name == "model" else model
-    save_adapter(network, work.path / "adapter", base_name=folder.name)
-    merge_adapter(network)
-    save_model(network, work.path / "model", dtype)

@@ -1,0 +1,207 @@
+"""One update of a policy on answers and what they were worth.
+
+Prompts and answers lie end to end in packed rows; the head is applied to the tokens of answers
+alone. The loss functions see them as [B, T]: B answers, T tokens of the longest.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
+
+from singalaut.data.pack import best_fit
+from singalaut.loss.dr_grpo import (
+    aggregate,
+    aggregate_by_answer,
+    cispo_loss,
+    kl_estimate,
+    policy_loss,
+    truncated_importance,
+)
+from singalaut.loss.logprobs import token_logprobs
+from singalaut.model.attention import Packed
+from singalaut.model.gemma3 import Gemma3
+from singalaut.rl.config import RlConfig
+from singalaut.rl.rollouts import Rollout, Rollouts
+from singalaut.train.parallel import gradient_norm, scale_gradients
+from singalaut.train.step import ALONE
+
+
+@dataclass(frozen=True)
+class Known:
+    """Log-probabilities of an answer's tokens before the update, and of the reference."""
+
+    old: Tensor
+    reference: Tensor | None
+
+
+@dataclass(frozen=True)
+class PolicyMeters:
+    """What an update measured, over the tokens that were learned from."""
+
+    loss: float
+    gradient_norm: float
+    entropy: float
+    clipped_low: float
+    clipped_high: float
+    mismatch: float
+    """Mean |log π − log π of the engine|, in nats; NaN where the temperature is not 1."""
+    largest_mismatch: float
+    kl: float
+    tokens: int
+
+    @property
+    def is_finite(self) -> bool:
+        return math.isfinite(self.loss) and math.isfinite(self.gradient_norm)
+
+
+def rows_of(answers: Sequence[Rollout], max_tokens: int) -> list[list[int]]:
+    """Answers by number, in rows of at most `max_tokens` tokens or of one longer answer."""
+    lengths = np.array([len(a.prompt) + len(a.tokens) for a in answers])
+    short = np.flatnonzero(lengths <= max_tokens)
+    packing = best_fit(lengths[short], max_tokens)
+    rows = [short[packing.row(number)].tolist() for number in range(packing.num_rows)]
+    return rows + [[number] for number in np.flatnonzero(lengths > max_tokens).tolist()]
+
+
+def answer_logprobs(
+    model: Gemma3, answers: Sequence[Rollout], temperature: float
+) -> tuple[list[Tensor], list[Tensor]]:
+    """Log-probabilities and entropies of the tokens of each answer, in one pass."""
+    device = model.embedding.weight.device
+    tokens = [np.array(a.prompt + a.tokens) for a in answers]
+    lengths = tuple(len(row) for row in tokens)
+    begins = np.cumsum(lengths) - lengths
+    places = np.concatenate(
+        [
+            np.arange(begin + len(a.prompt), begin + length)
+            for begin, length, a in zip(begins, lengths, answers, strict=True)
+        ]
+    )
+    flat = torch.from_numpy(np.concatenate(tokens)).to(device)
+    at = torch.from_numpy(places).to(device)
+    plan = Packed(lengths, None, device)
+    hidden = model(flat[None], plan.positions(), plan)[0]
+    logprobs, entropies = token_logprobs(
+        hidden.index_select(0, at - 1), model.embedding.weight, flat[at], temperature
+    )
+    counts = [len(a.tokens) for a in answers]
+    return list(logprobs.split(counts)), list(entropies.split(counts))
+
+
+def policy_step(
+    model: Gemma3,
+    optimizer: torch.optim.Optimizer,
+    rollouts: Rollouts,
+    config: RlConfig,
+    learning_rate: float,
+    known: Sequence[Known] | None = None,
+) -> PolicyMeters:
+    """Accumulate the gradients of all answers of a step, clip, update.
+
+    `known` has what was computed before a first update; without it, the probabilities of now are
+    the old ones. Where loss or gradient are not finite, nothing is changed.
+    """
+    answers = rollouts.answers
+    learned = [_is_learned(answer, config) for answer in answers]
+    step_tokens = max(1, sum(len(a.tokens) for a, yes in zip(answers, learned, strict=True) if yes))
+    sums = np.zeros(6)
+    largest = loss_sum = 0.0
+    for row in rows_of(answers, config.micro_tokens):
+        chosen = [answers[number] for number in row]
+        logprobs, entropies = answer_logprobs(model, chosen, config.temperature)
+        now = pad_sequence(logprobs, batch_first=True)
+        exists = pad_sequence([torch.ones_like(part) for part in logprobs], batch_first=True) > 0
+        mask = exists & torch.tensor([learned[n] for n in row], device=now.device)[:, None]
+        sampled = pad_sequence(
+            [torch.tensor(a.logprobs, device=now.device) for a in chosen], batch_first=True
+        ).float()
+        old = now.detach()
+        if known is not None:
+            old = pad_sequence([known[number].old for number in row], batch_first=True)
+        worth = torch.tensor([a.advantage for a in chosen], device=now.device, dtype=torch.float32)
+        loss = _token_loss(now, old, worth, mask, config)
+        comparable = config.temperature == 1
+        if comparable:
+            loss = loss * truncated_importance(old, sampled, mask, config.importance_cap)
+        distance = torch.zeros_like(now)
+        if config.kl and known is not None:
+            references = [known[number].reference for number in row]
+            theirs = pad_sequence([r for r in references if r is not None], batch_first=True)
+            distance = kl_estimate(now, theirs, mask, config.kl_kind)
+            loss = loss + config.kl * distance
+        total = _aggregate(loss, mask, config, len(answers), step_tokens)
+        total.backward()
+        loss_sum += total.item()
+        with torch.no_grad():
+            ratio = torch.where(mask, (now - old).exp(), 1.0)
+            apart = torch.where(mask, (now - sampled).abs(), 0.0)
+            entropy = torch.where(mask, pad_sequence(entropies, batch_first=True), 0.0)
+            low = (ratio < 1 - config.clip_low) & mask
+            high = (ratio > 1 + config.clip_high) & mask
+            parts = (entropy, low, high, apart, torch.where(mask, distance, 0.0), mask)
+            sums += torch.stack([part.sum(dtype=torch.float64) for part in parts]).cpu().numpy()
+            largest = max(largest, apart.max().item())
+    parameters = [p for group in optimizer.param_groups for p in group["params"]]
+    norm = gradient_norm(parameters, ALONE)
+    means = sums[:5] / max(1, sums[5])
+    meters = PolicyMeters(
+        loss_sum,
+        norm.item(),
+        means[0],
+        means[1],
+        means[2],
+        means[3] if config.temperature == 1 else math.nan,
+        largest if config.temperature == 1 else math.nan,
+        means[4],
+        int(sums[5]),
+    )
+    if meters.is_finite:
+        if meters.gradient_norm > config.max_gradient_norm:
+            scale_gradients(parameters, config.max_gradient_norm / (norm + 1e-6))
+        for group in optimizer.param_groups:
+            group["lr"] = learning_rate
+        optimizer.step()
+    optimizer.zero_grad(set_to_none=True)
+    return meters
+
+
+def _is_learned(answer: Rollout, config: RlConfig) -> bool:
+    if answer.is_truncated and config.truncated == "mask":
+        return False
+    return answer.score.value is not None and answer.advantage != 0
+
+
+def _token_loss(now: Tensor, old: Tensor, worth: Tensor, mask: Tensor, config: RlConfig) -> Tensor:
+    if config.method == "cispo":
+        return cispo_loss(now, old, worth, mask, max_ratio=1 + config.clip_high)
+    return policy_loss(
+        now,
+        old,
+        worth,
+        mask,
+        clip_low=config.clip_low,
+        clip_high=config.clip_high,
+        per_sequence=config.method == "gspo",
+    )
+
+
+def _aggregate(
+    loss: Tensor, mask: Tensor, config: RlConfig, answers: int, step_tokens: int
+) -> Tensor:
+    """The share of this row in the loss of the step."""
+    match config.method:
+        case "dr_grpo":
+            return aggregate(loss, mask, answers * config.max_tokens)
+        case "rloo":
+            return aggregate(loss, mask, answers)
+        case "dapo" | "cispo":
+            return aggregate(loss, mask, step_tokens)
+        case _:
+            return aggregate_by_answer(loss, mask, answers)
