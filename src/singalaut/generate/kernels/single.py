@@ -25,6 +25,7 @@ from singalaut.generate.kernels.attention import (
     span,
 )
 from singalaut.generate.kernels.elementwise import gelu, normed, normed_halves, rotated
+from singalaut.generate.kernels.matmul import Matrix, Quantised, values_of
 from singalaut.model.paged import PAGE_TOKENS
 
 RESIDENT_THREADS = (1024, 896, 768, 640, 512)  # of a multiprocessor, at which a kernel may run
@@ -57,7 +58,7 @@ def norm_matvec(
     following: Tensor,
     eps: float,
     new_x: Tensor,
-    weight: Tensor,
+    weight: Matrix,
     out: Tensor,
     *,
     gated: bool,
@@ -66,23 +67,30 @@ def norm_matvec(
 
     `gated`: the weight is gate above up, and out = gelu_tanh(gate part) · up part.
     """
-    count, width = out.shape[-1], weight.shape[1]
+    values = values_of(weight)
+    count, width = out.shape[-1], values.shape[1]
     programs, rows, warps = _shape(count, width, TILE // 2 if gated else TILE)
     _norm_matvec[programs,](
-        x, y, post, following, eps, new_x, weight, out,
+        x, y, post, following, eps, new_x, values, _scales_of(weight), out,
         COUNT=count, WIDTH=width, BLOCK=triton.next_power_of_2(width), ROWS=rows, GATED=gated,
-        OVERLAP=_overlaps(x), num_warps=warps, **_launch(x),
+        SCALED=isinstance(weight, Quantised), OVERLAP=_overlaps(x), num_warps=warps, **_launch(x),
     )  # fmt: skip
 
 
-def matvec(weight: Tensor, vector: Tensor, out: Tensor) -> None:
+def matvec(weight: Matrix, vector: Tensor, out: Tensor) -> None:
     """out = weight · vector, float32 sums in the dtype of `out`."""
-    count, width = weight.shape
+    values = values_of(weight)
+    count, width = values.shape
     programs, rows, warps = _shape(count, width, TILE)
     _matvec[programs,](
-        weight, vector, out, COUNT=count, WIDTH=width, BLOCK=triton.next_power_of_2(width),
-        ROWS=rows, OVERLAP=_overlaps(vector), num_warps=warps, **_launch(vector),
+        values, _scales_of(weight), vector, out, COUNT=count, WIDTH=width,
+        BLOCK=triton.next_power_of_2(width), ROWS=rows, SCALED=isinstance(weight, Quantised),
+        OVERLAP=_overlaps(vector), num_warps=warps, **_launch(vector),
     )  # fmt: skip
+
+
+def _scales_of(weight: Matrix) -> Tensor:
+    return weight.scales if isinstance(weight, Quantised) else weight
 
 
 def _shape(count: int, width: int, tile: int) -> tuple[int, int, int]:
@@ -189,16 +197,24 @@ def _tile(weight, first_row, count, ROWS: tl.constexpr, WIDTH: tl.constexpr, BLO
 
 
 @triton.jit
+def _scaled(sums, scales, row, count, SCALED: tl.constexpr):
+    """Sums over rows of an eight-bit weight, by the scale of each row."""
+    if SCALED:
+        sums *= tl.load(scales + row, mask=row < count, other=0.0)
+    return sums
+
+
+@triton.jit
 def _norm_matvec(
-    x, y, post, following, eps, new_x, weight, out,
+    x, y, post, following, eps, new_x, weight, scales, out,
     COUNT: tl.constexpr, WIDTH: tl.constexpr, BLOCK: tl.constexpr, ROWS: tl.constexpr,
-    GATED: tl.constexpr, OVERLAP: tl.constexpr,
+    GATED: tl.constexpr, SCALED: tl.constexpr, OVERLAP: tl.constexpr,
 ):  # fmt: skip
     program, step = tl.program_id(0), tl.num_programs(0) * ROWS
     first_row = program * ROWS
     at = tl.arange(0, BLOCK)
     inside = at < WIDTH
-    DTYPE: tl.constexpr = weight.dtype.element_ty
+    DTYPE: tl.constexpr = out.dtype.element_ty
     w = _tile(weight, first_row, COUNT, ROWS, WIDTH, BLOCK)
     u = w
     if GATED:
@@ -218,20 +234,21 @@ def _norm_matvec(
         next_u = next_w
         if GATED:
             next_u = _tile(weight + COUNT * WIDTH, start + step, COUNT, ROWS, WIDTH, BLOCK)
-        sums = tl.sum(w.to(tl.float32) * h[None, :], 1)
-        if GATED:
-            ups = tl.sum(u.to(tl.float32) * h[None, :], 1).to(DTYPE).to(tl.float32)
-            sums = gelu(sums.to(DTYPE).to(tl.float32)).to(DTYPE).to(tl.float32) * ups
         row = start + tl.arange(0, ROWS)
+        sums = _scaled(tl.sum(w.to(tl.float32) * h[None, :], 1), scales, row, COUNT, SCALED)
+        if GATED:
+            ups = tl.sum(u.to(tl.float32) * h[None, :], 1)
+            ups = _scaled(ups, scales + COUNT, row, COUNT, SCALED).to(DTYPE).to(tl.float32)
+            sums = gelu(sums.to(DTYPE).to(tl.float32)).to(DTYPE).to(tl.float32) * ups
         tl.store(out + row, sums, mask=row < COUNT)
         w, u = next_w, next_u
 
 
 @triton.jit
 def _matvec(
-    weight, vector, out,
+    weight, scales, vector, out,
     COUNT: tl.constexpr, WIDTH: tl.constexpr, BLOCK: tl.constexpr, ROWS: tl.constexpr,
-    OVERLAP: tl.constexpr,
+    SCALED: tl.constexpr, OVERLAP: tl.constexpr,
 ):  # fmt: skip
     step = tl.num_programs(0) * ROWS
     first_row = tl.program_id(0) * ROWS
@@ -243,8 +260,9 @@ def _matvec(
     x = tl.load(vector + at, mask=at < WIDTH, other=0.0)
     for start in range(first_row, COUNT, step):
         next_w = _tile(weight, start + step, COUNT, ROWS, WIDTH, BLOCK)
-        sums = tl.sum(w.to(tl.float32) * x.to(tl.float32)[None, :], 1)
         row = start + tl.arange(0, ROWS)
+        sums = tl.sum(w.to(tl.float32) * x.to(tl.float32)[None, :], 1)
+        sums = _scaled(sums, scales, row, COUNT, SCALED)
         tl.store(out + row, sums, mask=row < COUNT)
         w = next_w
 
@@ -308,7 +326,7 @@ def _attend_row(
     # positions, pages and earlier keys are from the step before: they need not be waited for
     slot = tl.load(slots).to(tl.int64)
     position = tl.load(positions + slot)
-    first, begin, end, active = span(position, split, WINDOW, SPLITS, BLOCK, LEAST)
+    first, begin, end, active = span(position, position, split, WINDOW, SPLITS, BLOCK, LEAST)
     if split < active:
         pages = table + slot * table_stride
         offset = head.to(tl.int64) * head_stride
