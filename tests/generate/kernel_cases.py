@@ -313,7 +313,6 @@ def check_attend_row(
     )
     scratch = AttentionScratch(key_heads * splits, width, torch.device(device))
     found = torch.empty(1, heads * width, dtype=dtype, device=device)
-    next_weight = draw(64, 1024, dtype=dtype, device=device)
     store, before_store, before = paged.store.clone(), paged.store.clone(), qkv.clone()
     where = (paged.positions, paged.slots, paged.table)
     for _ in range(2):
@@ -330,7 +329,6 @@ def check_attend_row(
             width**-0.5,
             window,
             splits,
-            next_weight,
         )
     assert torch.equal(qkv, before) and not scratch.counters.any()
     finish_qkv(qkv, *weights, EPS, cos, sin, *where, *paged.store, heads, positions_by_slot=True)

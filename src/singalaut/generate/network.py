@@ -23,7 +23,6 @@ from singalaut.generate.kernels.matmul import (
     first_rows,
     fp8_product,
     product,
-    values_of,
 )
 from singalaut.generate.kernels.sampling import SlotState
 from singalaut.generate.weights import EngineWeights
@@ -194,7 +193,7 @@ class Network:
             single.attend_row(
                 qkv, mine.query_norm, mine.key_norm, eps, *self._rope[kind], state.position, slots,
                 self.tables[kind], keys, values, out, self._scratch[kind], self.scale,
-                self.window(kind), splits[kind], values_of(mine.gate_up),
+                self.window(kind), splits[kind],
             )  # fmt: skip
             single.matvec(mine.output, out, y)
             single.norm_matvec(

@@ -29,8 +29,6 @@ from singalaut.generate.kernels.matmul import Matrix, Quantised, values_of
 from singalaut.model.paged import PAGE_TOKENS
 
 RESIDENT_THREADS = (1024, 896, 768, 640, 512)  # of a multiprocessor, at which a kernel may run
-AHEAD_BYTES = 24 << 20  # about what memory gives while one row's attention is computed
-LANES = 128
 TILE = 8192  # weights that a program holds at once
 
 
@@ -140,24 +138,16 @@ def attend_row(
     scale: float,
     window: int | None,
     splits: int,
-    ahead: Tensor,
 ) -> None:
-    """Norm, RoPE, the writing of key and value, and attention, of one row.
-
-    Few programs have anything to do here, so others ask for the weight `ahead`, which is wanted
-    soon after: of it, as much as can arrive meanwhile.
-    """
+    """Norm, RoPE, the writing of key and value, and attention, of one row."""
     key_heads, _, _, width = keys.shape
     heads = out.shape[-1] // width
-    overlaps = _overlaps(qkv)
-    wanted = min(ahead.numel() * ahead.element_size(), AHEAD_BYTES) // 2048 * 2048
-    more = triton.cdiv(wanted // 2048, LANES * key_heads) if overlaps else 0
-    _attend_row[key_heads, splits + more](
-        qkv, query_norm, key_norm, eps, cos, sin, positions, slots, table, keys, values, out, ahead,
+    _attend_row[key_heads, splits](
+        qkv, query_norm, key_norm, eps, cos, sin, positions, slots, table, keys, values, out,
         scratch.out, scratch.sums, scratch.counters, scale, keys.stride(0), table.stride(0),
         WINDOW=window or 0, HEADS=heads, KEY_HEADS=key_heads, GROUP=heads // key_heads,
-        ROWS=GROUP_ROWS, D=width, BLOCK=PAGE_TOKENS, SPLITS=splits, LEAST=1, AHEAD=wanted,
-        LANES=LANES, OVERLAP=overlaps, num_warps=LANES // 32, num_stages=2, **_launch(qkv),
+        ROWS=GROUP_ROWS, D=width, BLOCK=PAGE_TOKENS, SPLITS=splits, LEAST=1,
+        OVERLAP=_overlaps(qkv), num_warps=4, num_stages=2, **_launch(qkv),
     )  # fmt: skip
 
 
@@ -268,17 +258,6 @@ def _matvec(
 
 
 @triton.jit
-def _prefetch(weight, number, AHEAD: tl.constexpr, LANES: tl.constexpr):
-    """Ask the second-level cache for piece `number` of a weight, of which `AHEAD` bytes count."""
-    lane = number.to(tl.int64) * LANES + tl.arange(0, LANES)
-    first_byte = tl.minimum(lane * 2048, AHEAD - 2048)
-    tl.inline_asm_elementwise(
-        "cp.async.bulk.prefetch.L2.global [$1], 2048; mov.u32 $0, 0;",
-        "=r,l", [weight.to(tl.int64) + first_byte], tl.int32, is_pure=False, pack=1,
-    )  # fmt: skip
-
-
-@triton.jit
 def _load_page(keys, values, base, D: tl.constexpr, BLOCK: tl.constexpr):
     """Keys of a page, transposed, in halves, and its values."""
     half, at, place = tl.arange(0, D // 2), tl.arange(0, D), tl.arange(0, BLOCK)
@@ -309,10 +288,10 @@ def _see_page(
 @triton.jit
 def _attend_row(
     qkv, query_norm, key_norm, eps, cos, sin, positions, slots, table, keys, values, out,
-    ahead, part_out, part_sums, counters, scale, head_stride, table_stride,
+    part_out, part_sums, counters, scale, head_stride, table_stride,
     WINDOW: tl.constexpr, HEADS: tl.constexpr, KEY_HEADS: tl.constexpr, GROUP: tl.constexpr,
     ROWS: tl.constexpr, D: tl.constexpr, BLOCK: tl.constexpr, SPLITS: tl.constexpr,
-    LEAST: tl.constexpr, AHEAD: tl.constexpr, LANES: tl.constexpr, OVERLAP: tl.constexpr,
+    LEAST: tl.constexpr, OVERLAP: tl.constexpr,
 ):  # fmt: skip
     head, split = tl.program_id(0), tl.program_id(1)
     HALF: tl.constexpr = D // 2
@@ -321,8 +300,6 @@ def _attend_row(
     place = tl.arange(0, BLOCK)
     if OVERLAP:
         tl.extra.cuda.gdc_launch_dependents()
-        if split >= SPLITS:
-            _prefetch(ahead, (split - SPLITS) * KEY_HEADS + head, AHEAD, LANES)
     # positions, pages and earlier keys are from the step before: they need not be waited for
     slot = tl.load(slots).to(tl.int64)
     position = tl.load(positions + slot)
