@@ -206,8 +206,10 @@ def spread(values: list[float]) -> str:
     return f"{middle:.1f} ({min(values):.1f}–{max(values):.1f})"
 
 
-def write_table(rows: list[tuple[str, ...]]) -> None:
-    """Replace the part of docs/performance.md that belongs to this script."""
+def write_table(
+    rows: list[tuple[str, ...]], part: str = "cpu", how: str = "`python benchmarks/cpu.py`"
+) -> None:
+    """Replace a part of docs/performance.md."""
     import torch
 
     from singalaut.artifact import hardware, package_versions
@@ -216,7 +218,7 @@ def write_table(rows: list[tuple[str, ...]]) -> None:
     head = (
         f"{machine['cpu']}, {torch.get_num_threads()} threads, {machine['memory_gib']} GiB; "
         f"torch {versions['torch']}; measured {time.strftime('%Y-%m-%d')} by "
-        "`python benchmarks/cpu.py`."
+        f"{how}."
     )
     lines = [
         head,
@@ -228,7 +230,7 @@ def write_table(rows: list[tuple[str, ...]]) -> None:
     text = "\n".join(lines)
     print(text)
     file = ROOT / "docs" / "performance.md"
-    begin, end = "<!-- cpu -->", "<!-- /cpu -->"
+    begin, end = f"<!-- {part} -->", f"<!-- /{part} -->"
     pattern = re.compile(f"{begin}.*{end}", re.S)
     file.write_text(pattern.sub(lambda _: f"{begin}\n{text}\n{end}", file.read_text()))
 

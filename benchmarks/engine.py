@@ -3,7 +3,9 @@
 Random weights in the real shapes: right for speed and memory, no statement about quality. Tokens
 a second count generated tokens, from the first request handed over to the last answer.
 
-    python benchmarks/engine.py [--sizes 270m 1b 4b] [--only batch rollout single parity start]
+    python benchmarks/engine.py [--sizes 270m 1b 4b]
+        [--only batch 64 rollout single parity refresh invariant int8 fp8 start]
+    python benchmarks/engine.py --soak 20000        # small model, also without a GPU
 """
 
 from __future__ import annotations
@@ -20,9 +22,11 @@ from pathlib import Path
 
 import torch
 from gpu_family import build, seconds, write_table
+from soak import soak
 
 from singalaut.contracts import Request, SamplingParams
 from singalaut.generate.engine import Engine, EngineSettings
+from singalaut.generate.weights import EngineWeights
 from singalaut.model.config import SIZES, Gemma3Config
 from singalaut.model.hf import save_model
 
@@ -56,10 +60,13 @@ def main() -> None:
     parser.add_argument("--only", nargs="*", default=["batch", "64", "rollout", "single", "parity"])
     parser.add_argument("--repeats", type=int, default=2)
     parser.add_argument("--profile", nargs="*", type=int, default=[], metavar="ROWS")
+    parser.add_argument("--soak", type=int, metavar="REQUESTS")
     parser.add_argument("--child", help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.child:
         return first_token(Path(options.child))
+    if options.soak:
+        return print(": ".join(soak(options.soak)))
     copy = copy_bandwidth()
     rows = [("copy bandwidth, bytes read and written", f"{copy / 1e12:.2f} TB/s")]
     for size in options.sizes:
@@ -75,9 +82,16 @@ def main() -> None:
             rows.append(single(engine, size, copy, options.repeats))
         if "parity" in options.only:
             rows.append(parity(engine, size))
+        if "refresh" in options.only:
+            rows.append(refresh(size))
         for count in options.profile:
             profile(engine, size, count)
-        del engine, model
+        del engine
+        for kind in ("invariant", "int8", "fp8"):
+            if kind in options.only:
+                torch.cuda.empty_cache()
+                rows += other_ways(model, size, kind, copy, options.repeats)
+        del model
         torch.cuda.empty_cache()
     if "start" in options.only:
         rows += start_up("1b")
@@ -126,7 +140,9 @@ def throughput(
     )
 
 
-def single(engine: Engine, size: str, copy: float, repeats: int) -> tuple[str, str]:
+def single(
+    engine: Engine, size: str, copy: float, repeats: int, weight_bytes: int = 2
+) -> tuple[str, str]:
     """One answer, against the time that reading weights and cache takes at copy speed."""
     config, new = SIZES[size], 512
 
@@ -141,7 +157,7 @@ def single(engine: Engine, size: str, copy: float, repeats: int) -> tuple[str, s
     run(8, 0)
     taken = [run(new, 1 + 2 * i) - run(1, 2 + 2 * i) for i in range(repeats + 1)]
     rate = (new - 1) / statistics.median(taken)
-    limit = copy / bytes_read(config, 128 + new // 2)
+    limit = copy / bytes_read(config, 128 + new // 2, weight_bytes)
     peer = VLLM.get((size, "single"))
     ratio = f"; vLLM 0.26: {peer}; {rate / peer:.1f}×" if peer else ""
     return (
@@ -150,13 +166,13 @@ def single(engine: Engine, size: str, copy: float, repeats: int) -> tuple[str, s
     )
 
 
-def bytes_read(config: Gemma3Config, context: int) -> int:
+def bytes_read(config: Gemma3Config, context: int, weight_bytes: int) -> int:
     """Bytes of weights and of keys and values that one token needs."""
     kept = sum(
         context if config.is_global(i) else min(context, config.window)
         for i in range(config.num_layers)
     )
-    return 2 * config.num_parameters + 4 * config.num_kv_heads * config.head_dim * kept
+    return weight_bytes * config.num_parameters + 4 * config.num_kv_heads * config.head_dim * kept
 
 
 def parity(engine: Engine, size: str) -> tuple[str, str]:
@@ -177,6 +193,30 @@ def parity(engine: Engine, size: str) -> tuple[str, str]:
         f"{size}, log-probabilities of engine and plain pass, bf16",
         f"mean difference {found.mean():.4f}, largest {found.max():.3f} ({len(found):,} tokens)",
     )
+
+
+def refresh(size: str) -> tuple[str, str]:
+    """Taking over float32 weights that a trainer has changed."""
+    model = build(SIZES[size]).float()
+    weights = EngineWeights(model, BF16)
+    taken = seconds(weights.refresh, 6)[1:]
+    return (
+        f"{size}, refresh of {weights.copied_bytes / 2**30:.1f} GiB of copies of float32 weights",
+        f"{1000 * statistics.median(taken):.1f} ms",
+    )
+
+
+def other_ways(
+    model: torch.nn.Module, size: str, kind: str, copy: float, repeats: int
+) -> list[tuple[str, str]]:
+    """Batch-invariant, or with weights in eight bits."""
+    ways = {"batch_invariant": True} if kind == "invariant" else {"weights": kind}
+    engine = open_engine(model, **ways)
+    name = f"{size}, {kind}"
+    rows = [throughput(engine, size, "batch", 256, 1, 128, 256, repeats)]
+    rows.append(single(engine, size, copy, repeats, 2 if kind == "invariant" else 1))
+    rows.append(parity(engine, size))
+    return [(what.replace(size, name, 1), figure) for what, figure in rows]
 
 
 def profile(engine: Engine, size: str, rows: int) -> None:

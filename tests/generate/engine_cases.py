@@ -62,13 +62,14 @@ def run(core: Core, answers: list[Answer]) -> None:
     raise AssertionError("a request is stuck")
 
 
-def difference(core: Core, each: Answer) -> torch.Tensor:
+def difference(core: Core, each: Answer, head: torch.Tensor | None = None) -> torch.Tensor:
     """Log-probabilities that the engine gave, less those of one plain pass over the tokens."""
     model = core.model
     with torch.inference_mode():
         tokens = torch.tensor([each.tokens.tolist()], device=model.embedding.weight.device)
         hidden = model(tokens)[0, each.num_prompt - 1 : -1]
-        table = model.embedding.weight[: core.tokenizer.vocab_size]
+        table = model.embedding.weight if head is None else head
+        table = table[: core.tokenizer.vocab_size]
         logprobs = (hidden.float() @ table.float().T).log_softmax(-1)
     chosen = logprobs.gather(1, tokens[0, each.num_prompt :, None])[:, 0]
     return torch.tensor(each.logprobs, device=tokens.device) - chosen

@@ -313,7 +313,6 @@ def check_attend_row(
     )
     scratch = AttentionScratch(key_heads * splits, width, torch.device(device))
     found = torch.empty(1, heads * width, dtype=dtype, device=device)
-    next_weight = draw(64, 1024, dtype=dtype, device=device)
     store, before_store, before = paged.store.clone(), paged.store.clone(), qkv.clone()
     where = (paged.positions, paged.slots, paged.table)
     for _ in range(2):
@@ -330,7 +329,6 @@ def check_attend_row(
             width**-0.5,
             window,
             splits,
-            next_weight,
         )
     assert torch.equal(qkv, before) and not scratch.counters.any()
     finish_qkv(qkv, *weights, EPS, cos, sin, *where, *paged.store, heads, positions_by_slot=True)
@@ -339,3 +337,56 @@ def check_attend_row(
     torch.testing.assert_close(store, paged.store)  # in float32 sums may be taken in another order
     assert (store != before_store).sum() <= 2 * key_heads * width
     close(found, wanted, dtype)
+
+
+def check_product(
+    device: str, dtype: torch.dtype, count: int = 70, width: int = 100, rows: int = 70
+) -> None:
+    """Tiled products with weights of every kind; a row's bits do not depend on its company."""
+    from singalaut.generate.kernels.matmul import Quantised, product
+
+    x = draw(rows, width, dtype=dtype, device=device)
+    weight = draw(count, width, dtype=dtype, device=device, seed=1) / width**0.5
+    kinds = [weight, Quantised.of(weight, "int8"), Quantised.of(weight, "fp8")]
+    for kind, matrix in enumerate(kinds):
+        plain = matrix.dequantised() if isinstance(matrix, Quantised) else weight.float()
+        whole = product(x, matrix, torch.float32)
+        close(whole, x.float() @ plain.T, dtype)
+        assert (plain - weight.float()).abs().max() <= plain.abs().max() * (0, 0.005, 0.04)[kind]
+        for some in (slice(0, 1), slice(3, 20), slice(rows - 1, rows)):
+            assert torch.equal(product(x[some], matrix, torch.float32), whole[some])
+
+
+def check_eight_bits_of_one_row(device: str, dtype: torch.dtype, width: int = 160) -> None:
+    from singalaut.generate.kernels import single
+    from singalaut.generate.kernels.matmul import Quantised
+
+    inner = 96
+    x = draw(width, dtype=torch.float32, device=device)
+    y = draw(width, dtype=dtype, device=device, seed=1)
+    post, following = (draw(width, dtype=dtype, device=device, seed=i) for i in (2, 3))
+    h = norm(following)(x + norm(post)(y, torch.float32))
+    for kind in ("int8", "fp8"):
+        weight = draw(2 * inner, width, dtype=dtype, device=device, seed=4) / width**0.5
+        matrix = Quantised.of(weight, kind)
+        wanted = matrix.dequantised() @ h.float()
+        logits = torch.empty(2 * inner, dtype=torch.float32, device=device)
+        single.matvec(matrix, h, logits)
+        close(logits, wanted, dtype)
+        out = torch.empty(inner, dtype=dtype, device=device)
+        found_x = torch.empty_like(x)
+        single.norm_matvec(x, y, post, following, EPS, found_x, matrix, out, gated=True)
+        gate, up = wanted.to(dtype).chunk(2)
+        close(out, torch.nn.functional.gelu(gate, approximate="tanh") * up, dtype)
+
+
+def check_narrow_rows(device: str, dtype: torch.dtype, width: int = 160) -> None:
+    from singalaut.generate.kernels.matmul import narrow_rows
+
+    x = draw(5, width, dtype=dtype, device=device) * 30
+    narrow = torch.empty(5, width, dtype=torch.float8_e4m3fn, device=device)
+    scales = torch.empty(5, 1, dtype=torch.float32, device=device)
+    narrow_rows(x, narrow, scales)
+    found, wanted = narrow.float() * scales, x.float()
+    assert ((found - wanted).abs() <= wanted.abs() / 15 + scales / 500).all()
+    assert (found.abs().amax(1) - wanted.abs().amax(1)).abs().max() < 1e-3 * wanted.abs().max()

@@ -14,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from singalaut.contracts import Message, Request, Sampler, SamplingParams
-from singalaut.errors import RequestError
+from singalaut.errors import MachineError, RequestError
 from singalaut.generate.engine import Engine, open_engine
 from singalaut.generate.sampling import Settings, choose
 
@@ -70,6 +70,23 @@ def test_a_seeded_answer_does_not_depend_on_its_company(engine):
     assert ask(engine, *others, target)[-2:] == alone
     assert alone[0].token_ids != alone[1].token_ids
     assert ask(engine, Request(PROMPTS[3], replace(params, seed=8), "target")) != alone
+
+
+def test_weights_in_fewer_bits(engine, tiny_model):
+    [wanted] = ask(engine, Request(PROMPTS[5], greedy(1, prompt_logprobs=True), "a"))
+    for kind, most in (("int8", 0.02), ("int4", 0.5)):
+        fewer = open_engine(tiny_model, batch_size=3, weights=kind)
+        assert fewer.identity == f"{engine.identity}+{kind}"
+        [found] = ask(fewer, Request(PROMPTS[5], greedy(1, prompt_logprobs=True), "a"))
+        pairs = zip(found.prompt_logprobs[1:], wanted.prompt_logprobs[1:], strict=True)
+        difference = sum(abs(a - b) for a, b in pairs) / (len(PROMPTS[5]) - 1)
+        assert 1e-6 < difference < most, (kind, difference)
+
+
+def test_weights_that_a_device_cannot_have_are_refused(tiny_model):
+    wrong = "int4" if torch.cuda.is_available() else "fp8"
+    with pytest.raises(MachineError, match=f"`weights` is {wrong}"):
+        open_engine(tiny_model, weights=wrong)
 
 
 def test_shared_beginnings_are_computed_once(engine):

@@ -53,9 +53,12 @@ def engine(seeing_model) -> Engine:
 
 
 @torch.no_grad()
-def test_log_probabilities_are_those_of_transformers(engine, seeing_model):
+@pytest.mark.parametrize("batch_invariant", [False, True])
+def test_log_probabilities_are_those_of_transformers(batch_invariant, engine, seeing_model):
     from transformers import Gemma3ForConditionalGeneration
 
+    if batch_invariant:
+        engine = open_engine(seeing_model, batch_size=4, batch_invariant=True)
     theirs = Gemma3ForConditionalGeneration.from_pretrained(seeing_model, dtype=torch.float32)
     image_id = engine.model.config.vision.image_id
     prompts = [ask_about(picture(1)), ask_about(picture(2), picture(3)), [Message("user", "a")]]
@@ -80,6 +83,20 @@ def test_company_and_sharing_change_nothing(engine):
     alone = [run(engine, prompt)[0] for prompt in (*same, other)]
     assert alone[0] != alone[2]
     assert run(engine, *same, other) == alone
+
+
+def test_company_changes_no_bit_of_a_batch_invariant_answer(seeing_model):
+    engine = open_engine(seeing_model, batch_size=4, chunk_tokens=40, batch_invariant=True)
+    prompts = [ask_about(picture(1)), ask_about(picture(2), picture(1), before="abc" * 9)]
+    requests = [Request(p, drawn(logprobs=True), str(i)) for i, p in enumerate(prompts)]
+    alone = []
+    for request in requests:
+        engine.weights_changed()
+        alone += engine.sample([request])
+    engine.weights_changed()
+    others = [Request([5] * n, drawn(), f"other {n}") for n in (1, 40)]
+    found = {c.request_id: c for c in engine.sample([others[0], *requests, others[1]])}
+    assert [found[c.request_id] for c in alone] == alone
 
 
 def test_only_equal_images_are_shared(engine):

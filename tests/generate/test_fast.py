@@ -14,7 +14,9 @@ from engine_cases import Ids, answer, difference, run, small
 from singalaut.generate import core as core_module
 from singalaut.generate.core import Core
 from singalaut.generate.fast import FastRunner
+from singalaut.generate.kernels.matmul import Quantised
 from singalaut.generate.memory import Room
+from singalaut.model.linear import Linear
 
 TINY = {
     "hidden_size": 64, "intermediate_size": 64, "num_layers": 2, "global_every": 2,
@@ -54,3 +56,23 @@ def test_log_probabilities_are_those_of_plain_passes(size, slots, lengths, monke
         scored = each.request.sampling.prompt_logprobs
         assert len(each.prompt_logprobs) == (each.num_prompt if scored else 0)
     assert all(pool.used == 0 for pool in core.scheduler.tables.pools.values())
+
+
+@pytest.mark.parametrize("kind", ["int8", "fp8"])
+@pytest.mark.parametrize("slots", [1, 2])
+def test_weights_of_eight_bits(slots, kind, monkeypatch):
+    """Against a plain model that has the rounded weights."""
+    monkeypatch.setattr(core_module, "PlainRunner", FastRunner)
+    model = small("1b", **TINY)
+    core = Core(model, Ids(500), Room(slots, 128, 60), 20 << 20, weights=kind)
+    answers = [answer([2, 150 + i], i, max_tokens=3, **KINDS[1]) for i in range(slots)]
+    run(core, answers)
+    with torch.no_grad():
+        for module in model.modules():
+            if isinstance(module, Linear) and module is not model.embedding:
+                module.weight.copy_(Quantised.of(module.weight, kind).dequantised())
+        head = Quantised.of(model.embedding.weight, kind).dequantised()
+    for each in answers:
+        rounded = difference(core, each, head)
+        assert rounded.abs().max() < 1e-4
+        assert (difference(core, each) - rounded).abs().max() > 1e-4

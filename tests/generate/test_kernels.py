@@ -41,3 +41,11 @@ def test_one_row():
 @pytest.mark.parametrize("length", [1, 33, 90])
 def test_attention_of_one_row(length, splits, window):
     cases.check_attend_row("cpu", DTYPE, length, splits, window)
+
+
+def test_products_in_tiles():
+    cases.check_product("cpu", DTYPE)
+
+
+def test_weights_of_eight_bits():
+    cases.check_eight_bits_of_one_row("cpu", DTYPE)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from array import array
 
 import torch
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from singalaut.contracts import Request, SamplingParams
@@ -157,6 +157,7 @@ def run(scheduler: Scheduler, answers: list[Answer], steps: int = 500) -> list[l
     pages=st.integers(9, 24),
     chunk=st.integers(1, 64),
 )
+@example(lengths=[(1, 38), (127, 35)], pages=9, chunk=64)
 def test_everyone_finishes_however_small_the_cache(lengths, pages, chunk):
     numbers = {"global": pages, "window": max(6, pages // 2)}
     tables = PageTables(numbers, WINDOW, slots=3, max_tokens=400)

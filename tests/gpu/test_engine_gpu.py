@@ -108,3 +108,60 @@ def test_numbers_that_are_none_end_one_request():
     run(core, [good, bad])
     assert good.finish == "length"
     assert bad.finish == "error" and "layer 0" in bad.error
+
+
+@pytest.mark.parametrize("weights", [None, "int8", "fp8"])
+@pytest.mark.parametrize("size", ["1b", "4b"])
+def test_any_company_gives_the_same_bits(size, weights):
+    model = small(size)
+    ways = {"batch_invariant": True, "weights": weights}
+    kinds = [
+        {"temperature": 0.0},
+        {"temperature": 1.0},
+        {"temperature": 1.0, "top_k": 20},
+        {"temperature": 1.0, "top_p": 0.9, "top_logprobs": 3},
+        {"temperature": 1.0, "repetition_penalty": 1.2},
+        {"temperature": 1.0, "prompt_logprobs": True},
+    ]
+    generator = torch.Generator().manual_seed(4)
+    stem = torch.randint(110, VOCAB, (200,), generator=generator).tolist()
+    asked = [(stem[: 40 * (i % 5)] + stem[i : i + 30], kinds[i % 6]) for i in range(18)]
+
+    def bits(each):
+        return each.tokens.tolist(), each.logprobs, each.top_logprobs, each.prompt_logprobs
+
+    lonely = Core(model, Ids(), Room(1, 2048, 2048), 200 << 20, **ways)
+    wanted = []
+    for order, (prompt, kind) in enumerate(asked):
+        lonely.weights_changed()  # nothing is known of the others
+        wanted.append(answer(prompt, order, max_tokens=60, **kind))
+        run(lonely, wanted[-1:])
+    crowded = Core(model, Ids(), Room(12, 2048, 100), 14 << 20, **ways)
+    found = [answer(prompt, i, max_tokens=60, **kind) for i, (prompt, kind) in enumerate(asked)]
+    run(crowded, found[::-1])
+    counts = crowded.statistics()
+    print(size, weights, counts["preemptions"], counts["shared_tokens"])
+    assert [bits(each) for each in found] == [bits(each) for each in wanted]
+    if weights is None:
+        differences = torch.cat([difference(lonely, each) for each in wanted])
+        assert differences.abs().mean() < 0.01 and differences.abs().max() < 0.2
+
+
+@pytest.mark.parametrize("weights", ["int8", "fp8"])
+@pytest.mark.parametrize("slots", [1, 4, 32])
+def test_weights_of_eight_bits_are_close(weights, slots):
+    model = small("1b")
+    core = Core(model, Ids(), Room(slots, 2048, 512), 200 << 20, weights=weights)
+    answers = [answer([5, 6, 7 + i], i, max_tokens=50) for i in range(slots)]
+    run(core, answers)
+    found = torch.cat([difference(core, each) for each in answers])
+    print(weights, slots, found.abs().mean().item(), found.abs().max().item())
+    assert 1e-4 < found.abs().mean() < (0.1 if weights == "int8" else 0.3)
+    with torch.no_grad():
+        for layer in model.layers:
+            layer.mlp.up.weight.mul_(-1)
+    core.weights_changed()
+    after = [answer([5, 6, 7 + i], i, max_tokens=50) for i in range(slots)]
+    run(core, after)
+    found = torch.cat([difference(core, each) for each in after])
+    assert found.abs().mean() < (0.1 if weights == "int8" else 0.3)

@@ -55,3 +55,32 @@ def test_one_row(width):
 
 def test_sampling():
     cases.check_sampling("cuda", vocab=262_144, rows=64)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("width", (640, 2560))
+def test_products_in_tiles(width, dtype):
+    cases.check_product("cuda", dtype, count=3 * width, width=width, rows=300)
+
+
+@pytest.mark.parametrize("width", (640, 2560))
+def test_weights_of_eight_bits(width):
+    cases.check_eight_bits_of_one_row("cuda", torch.bfloat16, width)
+    cases.check_narrow_rows("cuda", torch.bfloat16, width)
+
+
+@pytest.mark.parametrize("width", (640, 2560))
+@pytest.mark.parametrize("rows", (1, 16, 300))
+def test_products_in_fp8(rows, width):
+    from singalaut.generate.kernels.matmul import Quantised, fp8_product
+
+    x = cases.draw(rows, width, dtype=torch.bfloat16, device="cuda")
+    weight = cases.draw(512, width, dtype=torch.bfloat16, device="cuda", seed=1) / width**0.5
+    matrix = Quantised.of(weight, "fp8")
+    wanted = x.float() @ matrix.dequantised().T
+    found = fp8_product(x, matrix, torch.bfloat16).float()
+    assert (found - wanted).abs().mean() < 0.04 * wanted.abs().mean()
+    with pytest.raises(AssertionError):  # scales of other rows are noticed
+        matrix.scales = matrix.scales.flip(0) * 1.5
+        found = fp8_product(x, matrix, torch.bfloat16).float()
+        assert (found - wanted).abs().mean() < 0.04 * wanted.abs().mean()

@@ -17,7 +17,8 @@ from singalaut.data.batches import micro_batches
 from singalaut.errors import DataError
 from singalaut.model.hf import hf_name, load_model
 from singalaut.model.images import load_pictures, normalise
-from singalaut.train import sft
+from singalaut.model.training import compile_layers
+from singalaut.train import weights as network_weights
 from singalaut.train.optim import adamw
 from singalaut.train.pictures import embed_pictures
 from singalaut.train.step import train_step
@@ -159,7 +160,7 @@ def test_the_decoder_learns_and_the_vision_part_stays(adapter, tmp_path, rows, s
 def test_recomputed_and_compiled_layers_learn_the_same(tmp_path, rows, seeing_model, monkeypatch):
     torch._dynamo.reset()
     plain = run(tmp_path, seeing_model, rows, "plain", steps=3, adapter={"rank": 4})
-    monkeypatch.setattr(sft, "compile_layers", partial(sft.compile_layers, backend="eager"))
+    monkeypatch.setattr(network_weights, "compile_layers", partial(compile_layers, backend="eager"))
     other = {"keep": "attention", "compile": True}
     work = run(tmp_path, seeing_model, rows, "other", steps=3, adapter={"rank": 4}, **other)
     for one, two in zip(plain.metrics(), work.metrics(), strict=True):

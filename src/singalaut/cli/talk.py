@@ -6,7 +6,7 @@ import asyncio
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
@@ -17,9 +17,14 @@ if TYPE_CHECKING:
     from singalaut.contracts import Completion, Message, Request, Sampler, SamplingParams
 
 LARGEST_BATCH = 16
+WeightKind = Literal["int8", "int4", "fp8"]
 ModelOption = Annotated[str, typer.Option(help=NAMED_HELP)]
 TokensOption = Annotated[int, typer.Option(min=1, help="Longest answer, in tokens.")]
 TemperatureOption = Annotated[float, typer.Option(min=0.0, help="0 takes the likeliest token.")]
+WeightsOption = Annotated[
+    WeightKind | None,
+    typer.Option(help="Compute with fewer bits: int8 or int4 on a CPU, int8 or fp8 on a GPU."),
+]
 SeedOption = Annotated[int | None, typer.Option(help="Makes a sampled answer repeatable.")]
 
 
@@ -38,6 +43,7 @@ def generate(
     pan_and_scan: Annotated[
         bool, typer.Option("--pan-and-scan", help="Add crops of images that are not nearly square.")
     ] = False,
+    weights: WeightsOption = None,
     stream: Annotated[
         bool, typer.Option("--stream", help="Show several answers one by one, as they are written.")
     ] = False,
@@ -52,7 +58,7 @@ def generate(
     if not prompts:
         raise RequestError("no prompt is given", hint='as in `singalaut generate --model M "…"`')
     sampling = SamplingParams(max_tokens=max_tokens, temperature=temperature, seed=seed)
-    sampler = _open(model, min(len(prompts), LARGEST_BATCH), pan_and_scan)
+    sampler = _open(model, min(len(prompts), LARGEST_BATCH), pan_and_scan, weights)
     if stream and not as_json:
         for prompt in prompts:
             print(f"> {prompt}", flush=True)
@@ -66,11 +72,12 @@ def chat(
     max_tokens: TokensOption = 512,
     temperature: TemperatureOption = 0.7,
     seed: SeedOption = None,
+    weights: WeightsOption = None,
 ) -> None:
     """Talk with a model; Ctrl-C ends an answer, `/quit` or Ctrl-D the conversation."""
     from singalaut.contracts import SamplingParams
 
-    sampler = _open(model, 1)
+    sampler = _open(model, 1, weights=weights)
     sampling = SamplingParams(max_tokens=max_tokens, temperature=temperature, seed=seed)
     print("/quit or Ctrl-D leaves, Ctrl-C ends an answer", file=sys.stderr)
     converse(sampler, sampling)
@@ -113,11 +120,16 @@ def converse(sampler: Sampler, sampling: SamplingParams) -> list[Message]:
     return messages
 
 
-def _open(model: str, batch_size: int, pan_and_scan: bool = False) -> Sampler:
+def _open(
+    model: str,
+    batch_size: int,
+    pan_and_scan: bool = False,
+    weights: WeightKind | None = None,
+) -> Sampler:
     from singalaut.cli.models import open_named
     from singalaut.generate.engine import open_engine
 
-    return open_engine(open_named(model), batch_size, pan_and_scan=pan_and_scan)
+    return open_engine(open_named(model), batch_size, pan_and_scan=pan_and_scan, weights=weights)
 
 
 async def _stream(sampler: Sampler, request: Request, pieces: list[str]) -> None:

@@ -8,13 +8,13 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Iterable
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 
 from singalaut.errors import MachineError
 from singalaut.generate.answer import Answer
-from singalaut.generate.images import ImageEmbeddings
+from singalaut.generate.images import BATCH, ImageEmbeddings
 from singalaut.generate.memory import Room, default_budget_bytes, plan_pages, shrink
 from singalaut.generate.pages import PageTables
 from singalaut.generate.plain import Outcome, PlainRunner
@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from singalaut.generate.fast import FastRunner, Launched
 
 log = logging.getLogger("singalaut")
+WeightKind = Literal["int8", "int4", "fp8"]
 SUMS = ("preemptions", "shared_tokens", "prompt_tokens")
 
 
@@ -39,10 +40,14 @@ class Core:
         tokenizer: Tokenizer,
         room: Room,
         cache_bytes: int | None,
+        *,
+        batch_invariant: bool = False,
+        weights: WeightKind | None = None,
     ):
         self.model, self.tokenizer, self.room = model, tokenizer, room
         self.device, self.dtype = model.embedding.weight.device, model.embedding.weight.dtype
-        self.images = ImageEmbeddings(model)
+        self.images = ImageEmbeddings(model, together=1 if batch_invariant else BATCH)
+        self._ways: dict[str, Any] = {"batch_invariant": batch_invariant, "weights": weights}
         self._cache_bytes = cache_bytes
         self._pending: Outcome | Launched | None = None
         self._counts = dict.fromkeys(("answers", "generated_tokens", "steps"), 0)
@@ -178,11 +183,11 @@ class Core:
             self.scheduler.add(answer)
         image_id = self.tokenizer.image_ids[2] if self.tokenizer.image_ids else None
         parts = (self.model, self.images, self.cache, tables, self.tokenizer.vocab_size, image_id)
-        self.runner: PlainRunner | FastRunner = PlainRunner(*parts)
+        self.runner: PlainRunner | FastRunner = PlainRunner(*parts, **self._ways)
         if self.device.type == "cuda":
             from singalaut.generate.fast import FastRunner  # Triton is there where CUDA is
 
-            self.runner = FastRunner(*parts)
+            self.runner = FastRunner(*parts, **self._ways)
 
     def _close(self) -> None:
         for name in SUMS:

@@ -20,9 +20,9 @@ import torch
 
 from singalaut.artifact import content_hash
 from singalaut.contracts import Completion, Delta, Request, Usage
-from singalaut.errors import BusyError, CheckpointError, SingalautError
+from singalaut.errors import BusyError, CheckpointError, MachineError, SingalautError
 from singalaut.generate.answer import Answer, Listener
-from singalaut.generate.core import Core
+from singalaut.generate.core import Core, WeightKind
 from singalaut.generate.memory import Room
 from singalaut.generate.prompts import PromptReader
 from singalaut.model.gemma3 import Gemma3
@@ -41,7 +41,9 @@ class EngineSettings:
 
     `batch_size` answers decode together, `chunk_tokens` of prompts are read beside them in a step.
     `cache_bytes` bounds keys and values, `context_tokens` prompt and answer of a request.
-    Streams are refused while `max_waiting` answers are in the queue.
+    Streams are refused while `max_waiting` answers are in the queue. `weights` are computed with in
+    fewer bits: int8 or int4 on a CPU, int8 or fp8 on a GPU. `batch_invariant` gives the same tokens
+    and, bit for bit, the same log-probabilities whatever else is in the batch, more slowly.
     """
 
     batch_size: int | None = None
@@ -50,6 +52,8 @@ class EngineSettings:
     context_tokens: int | None = None
     max_waiting: int = 4096
     pan_and_scan: bool = False
+    batch_invariant: bool = False
+    weights: WeightKind | None = None
 
 
 DEFAULTS = EngineSettings()
@@ -68,6 +72,7 @@ def open_engine(directory: Path, batch_size: int | None = None, **settings: obje
     _check_image_tokens(model, tokenizer, directory)
     chosen = EngineSettings(batch_size=batch_size, **settings)  # type: ignore[arg-type]
     identity = content_hash(directory) + ("+pan-and-scan" if chosen.pan_and_scan else "")
+    identity += f"+{chosen.weights}" if chosen.weights else ""
     return Engine(model, tokenizer, chat, identity, chosen)
 
 
@@ -117,7 +122,19 @@ class Engine:
             chunk_tokens=settings.chunk_tokens or (8192 if on_gpu else 512),
         )
         self._prompts = PromptReader(model.config, tokenizer, chat, settings.pan_and_scan)
-        self._core = Core(model, tokenizer, room, settings.cache_bytes)
+        kinds = ("int8", "fp8") if on_gpu else ("int8", "int4")
+        if settings.weights not in (None, *kinds):
+            raise MachineError(
+                f"`weights` is {settings.weights}; on this device it may be {' or '.join(kinds)}"
+            )
+        self._core = Core(
+            model,
+            tokenizer,
+            room,
+            settings.cache_bytes,
+            batch_invariant=settings.batch_invariant,
+            weights=settings.weights,
+        )
         self._lock = threading.Lock()  # whoever holds it may touch the core
         self._inbox: deque[Answer] = deque()
         self._driver: threading.Thread | None = None

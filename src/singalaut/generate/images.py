@@ -68,7 +68,8 @@ def read_images(
 class ImageEmbeddings:
     """What the vision part makes of pictures, the least recently used forgotten first."""
 
-    def __init__(self, model: Gemma3):
+    def __init__(self, model: Gemma3, together: int = BATCH):
+        self._together = together
         self._model = model
         self._kept: OrderedDict[str, Tensor] = OrderedDict()
         self.computed = self.reused = 0
@@ -79,8 +80,8 @@ class ImageEmbeddings:
         found = {p.digest: self._kept[p.digest] for p in pictures if p.digest in self._kept}
         fresh = list(new.values())
         assert self._model.vision is not None
-        for first in range(0, len(fresh), BATCH):
-            batch = fresh[first : first + BATCH]
+        for first in range(0, len(fresh), self._together):
+            batch = fresh[first : first + self._together]
             made = self._model.vision(normalise(batch))
             # copies: a view would keep the whole batch in memory
             found |= {p.digest: tensor.clone() for p, tensor in zip(batch, made, strict=True)}

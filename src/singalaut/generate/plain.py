@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from jaxtyping import Float
 from torch import Tensor
+from torch.nn.functional import pad
 
 from singalaut.generate.answer import Answer
 from singalaut.generate.images import ImageEmbeddings
@@ -19,8 +20,10 @@ from singalaut.generate.pages import PageTables
 from singalaut.generate.sampling import Sampled, sample
 from singalaut.generate.scheduler import Chunk, Step
 from singalaut.model.gemma3 import Gemma3
+from singalaut.model.linear import PackedKind
 from singalaut.model.paged import KINDS, Kind, PagedCache, PagedPlan, Span
 
+BLOCK_TOKENS = 16  # of a pass whose numbers must not depend on how many there are
 LOGIT_ROWS = 64  # of a prompt's log-probabilities at a time
 
 
@@ -75,16 +78,19 @@ class PlainRunner:
         tables: PageTables,
         vocab_size: int,
         image_id: int | None,
+        *,
+        batch_invariant: bool = False,
+        weights: PackedKind | None = None,
     ):
         self.model, self.images, self.cache, self.tables = model, images, cache, tables
         self.vocab_size, self.image_id = vocab_size, image_id
         self.device = model.embedding.weight.device
-
+        self.batch_invariant, self.weights = batch_invariant, weights
         self.refresh()
 
     def refresh(self) -> None:
         """Take note of new weights."""
-        self.model.pack()
+        self.model.pack(self.weights)
 
     def close(self) -> None:
         """Let go of copies of the weights."""
@@ -94,17 +100,7 @@ class PlainRunner:
     def launch(self, step: Step) -> Outcome:
         """Run a step and sample the tokens that it ends in."""
         self.tables.changes.clear()
-        spans = [Span(self._tables_of(a), a.stored - 1, 1) for a in step.decode]
-        for c in step.chunks:
-            groups = image_groups_of(c.answer, c.end, self.device)
-            spans.append(Span(self._tables_of(c.answer), c.start, c.end - c.start, groups))
-        tokens = [a.tokens[a.stored - 1] for a in step.decode]
-        for chunk in step.chunks:
-            tokens += chunk.answer.tokens[chunk.start : chunk.end]
-        row = torch.tensor([tokens], device=self.device)
-        plan = PagedPlan(self.cache, spans)
-        embeddings = see(self.images, step.chunks)
-        hidden = self.model(row, plan.positions, plan, embeddings)[0]
+        hidden = self._in_blocks(step) if self.batch_invariant else self._together(step)
         places = list(range(len(step.decode)))
         answers = list(step.decode)
         begin = len(step.decode)
@@ -117,11 +113,77 @@ class PlainRunner:
                 answers.append(chunk.answer)
         if not answers:
             return Outcome([], [], None, None, [])
-        return Outcome.of(answers, sample(self.logits(hidden[places]), answers))
+        return take_tokens(self.logits(hidden[places]), answers, alone=self.batch_invariant)
+
+    def _together(self, step: Step) -> Float[Tensor, "T W"]:
+        """Final hidden states of all tokens of a step, by one pass."""
+        spans = [Span(self._tables_of(a), a.stored - 1, 1) for a in step.decode]
+        for c in step.chunks:
+            groups = image_groups_of(c.answer, c.end, self.device)
+            spans.append(Span(self._tables_of(c.answer), c.start, c.end - c.start, groups))
+        tokens = [a.tokens[a.stored - 1] for a in step.decode]
+        for chunk in step.chunks:
+            tokens += chunk.answer.tokens[chunk.start : chunk.end]
+        row = torch.tensor([tokens], device=self.device)
+        plan = PagedPlan(self.cache, spans)
+        embeddings = see(self.images, step.chunks)
+        return self.model(row, plan.positions, plan, embeddings)[0]
+
+    def _in_blocks(self, step: Step) -> Float[Tensor, "T W"]:
+        """The same by passes over exactly `BLOCK_TOKENS` tokens, each of which attends alone.
+
+        So no number depends on how many tokens there are. An image is a block of its own.
+        """
+        found: list[Tensor] = []
+        block: list[tuple[Answer, int, int]] = []  # answer, place, end of what is seen
+
+        def close_block(images: Tensor | None = None) -> None:
+            if block:
+                found.append(self._block(block, images))
+                block.clear()
+
+        pictures = see(self.images, step.chunks)
+        number = 0
+        whole = [Chunk(a, a.stored - 1, a.stored, samples=True) for a in step.decode]
+        for chunk in [*whole, *step.chunks]:
+            images = dict(chunk.answer.image_runs)
+            place = chunk.start
+            while place < chunk.end:
+                end = images.get(place, place + 1)
+                if place in images:
+                    close_block()
+                block += [(chunk.answer, p, end) for p in range(place, end)]
+                if place in images:
+                    assert pictures is not None
+                    close_block(pictures[number : number + 1])
+                    number += 1
+                elif len(block) == BLOCK_TOKENS:
+                    close_block()
+                place = end
+        close_block()
+        return torch.cat(found)
+
+    def _block(
+        self, block: Sequence[tuple[Answer, int, int]], images: Tensor | None
+    ) -> Float[Tensor, "N W"]:
+        """Final hidden states of some tokens, padded with nobody's where they are too few."""
+        spans = [Span(self._tables_of(a), place, 1, seen=end) for a, place, end in block]
+        tokens = [a.tokens[place] for a, place, _ in block]
+        missing = max(0, BLOCK_TOKENS - len(block))
+        spans += [Span({kind: np.zeros(1, np.int32) for kind in KINDS}, 0, 1)] * missing
+        row = torch.tensor([tokens + [0] * missing], device=self.device)
+        plan = PagedPlan(self.cache, spans, alone=True)
+        return self.model(row, plan.positions, plan, images)[0, : len(block)]
 
     def logits(self, hidden: Float[Tensor, "N W"]) -> Float[Tensor, "N V"]:
         """Logits of the tokens that can be sampled; rows beyond the tokenizer are none."""
-        logits = self.model.logits(hidden)[:, : self.vocab_size]
+        if self.batch_invariant:
+            rows = len(hidden)
+            padded = pad(hidden, (0, 0, 0, -rows % BLOCK_TOKENS))
+            parts = [self.model.logits(block) for block in padded.split(BLOCK_TOKENS)]
+            logits = torch.cat(parts)[:rows, : self.vocab_size]
+        else:
+            logits = self.model.logits(hidden)[:, : self.vocab_size]
         if self.image_id is not None and self.image_id < self.vocab_size:
             logits[:, self.image_id] = float("-inf")  # it stands for images only
         return logits
@@ -143,6 +205,23 @@ def image_groups_of(answer: Answer, end: int, device: torch.device) -> Tensor | 
     for number, (first, last) in enumerate(answer.image_runs):
         groups[first:last] = number
     return groups.to(device)
+
+
+def lasts_seen(chunk: Chunk) -> np.ndarray:
+    """The last position that each token of a chunk sees: its own, or the end of its image."""
+    lasts = np.arange(chunk.start, chunk.end)
+    for first, end in chunk.answer.image_runs:
+        if chunk.start <= first and end <= chunk.end:
+            lasts[first - chunk.start : end - chunk.start] = end - 1
+    return lasts
+
+
+def take_tokens(logits: Tensor, answers: list[Answer], *, alone: bool) -> Outcome:
+    """Sample by the host's rules, `alone` one answer after the other."""
+    if not alone:
+        return Outcome.of(answers, sample(logits, answers))
+    rows = zip(logits, answers, strict=True)
+    return Outcome.joined([Outcome.of([a], sample(row.clone()[None], [a])) for row, a in rows])
 
 
 def see(images: ImageEmbeddings, chunks: Sequence[Chunk]) -> Float[Tensor, "N I W"] | None:

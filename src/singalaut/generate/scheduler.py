@@ -125,10 +125,10 @@ class Scheduler:
         for answer in list(self.running):
             if answer.slot < 0 or not answer.wants_decoding:
                 continue
+            self.tables.slide(answer.slot, answer.stored)  # it may need what it gives back itself
             while answer.slot >= 0 and not self.tables.grow(answer.slot, answer.stored + 1):
                 self._preempt(self.running[-1])
             if answer.slot >= 0:
-                self.tables.slide(answer.slot, answer.stored)
                 decode.append(answer)
         return decode
 
@@ -137,6 +137,7 @@ class Scheduler:
         budget = self.chunk_tokens
         for answer in list(self.running):
             if budget > 0 and answer.slot >= 0 and not answer.is_read:
+                self.tables.slide(answer.slot, answer.stored)
                 while self.tables.room(answer.slot) <= answer.stored:
                     if self.running[-1] is answer:
                         break  # those before it will give pages back

@@ -2,7 +2,8 @@
 
 Where the model's parameters have the engine's dtype and no adapter, they become parts of these
 matrices: no copy, and what a trainer changes in place is what the engine computes with. Other
-parameters (float32 masters, low-rank adapters) are copied by `refresh`.
+parameters (float32 masters, low-rank adapters) are copied by `refresh`, and so are weights in eight
+bits, beside which the model keeps its own.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from singalaut.generate.kernels.matmul import Matrix, Quantised
 from singalaut.model.gemma3 import Gemma3, Layer
 from singalaut.model.linear import Linear
 from singalaut.model.lora import LoraLinear
@@ -23,24 +25,28 @@ class LayerWeights:
     """One layer; matrices are [out, in], norms as stored, without the one that is added."""
 
     attention_norm: Tensor
-    qkv: Tensor
+    qkv: Matrix
     query_norm: Tensor
     key_norm: Tensor
-    output: Tensor
+    output: Matrix
     attention_post_norm: Tensor
     mlp_norm: Tensor
-    gate_up: Tensor
-    down: Tensor
+    gate_up: Matrix
+    down: Matrix
     mlp_post_norm: Tensor
 
 
 class EngineWeights:
-    """All weights of the text decoder in `dtype`."""
+    """All weights of the text decoder in `dtype`, matrices in `kind` where it is given.
 
-    def __init__(self, model: Gemma3, dtype: torch.dtype):
-        self.model, self.dtype = model, dtype
+    `embedding` is what tokens are looked up in, `head` the same numbers for logits.
+    """
+
+    def __init__(self, model: Gemma3, dtype: torch.dtype, kind: str | None = None):
+        self.model, self.dtype, self.kind = model, dtype, kind
         self.copied_bytes = 0
         self.embedding = self._shared([model.embedding])
+        self.head = self._matrix([model.embedding])
         self.layers = [self._layer(layer) for layer in model.layers]
         self.final_norm = self._norm(model.final_norm)
 
@@ -49,29 +55,49 @@ class EngineWeights:
         with torch.no_grad():
             if self.embedding.data_ptr() != self.model.embedding.weight.data_ptr():
                 self.embedding.copy_(self.model.embedding.weight)
+            if isinstance(self.head, Quantised):
+                self.head.fill(self.embedding)
             for mine, layer in zip(self.layers, self.model.layers, strict=True):
                 for matrix, modules in _matrices(mine, layer):
-                    self._fill(matrix, modules)
+                    if isinstance(matrix, Quantised):
+                        matrix.fill(self._joined(modules))
+                    else:
+                        self._fill(matrix, modules)
 
     def _layer(self, layer: nn.Module) -> LayerWeights:
         assert isinstance(layer, Layer)
         attention, mlp = layer.attention, layer.mlp
         return LayerWeights(
             attention_norm=self._norm(layer.attention_norm),
-            qkv=self._shared([attention.query, attention.key, attention.value]),
+            qkv=self._matrix([attention.query, attention.key, attention.value]),
             query_norm=self._norm(attention.query_norm),
             key_norm=self._norm(attention.key_norm),
-            output=self._shared([attention.output]),
+            output=self._matrix([attention.output]),
             attention_post_norm=self._norm(layer.attention_post_norm),
             mlp_norm=self._norm(layer.mlp_norm),
-            gate_up=self._shared([mlp.gate, mlp.up]),
-            down=self._shared([mlp.down]),
+            gate_up=self._matrix([mlp.gate, mlp.up]),
+            down=self._matrix([mlp.down]),
             mlp_post_norm=self._norm(layer.mlp_post_norm),
         )
 
     @staticmethod
     def _norm(module: nn.Module) -> Tensor:
         return module.weight.detach()  # type: ignore[operator]
+
+    def _matrix(self, modules: Sequence[nn.Module]) -> Matrix:
+        """The modules' weights above each other, as products take them."""
+        if self.kind is None:
+            return self._shared(modules)
+        found = Quantised.of(self._joined(modules), self.kind)
+        self.copied_bytes += found.values.numel() + 4 * found.scales.numel()
+        return found
+
+    def _joined(self, modules: Sequence[nn.Module]) -> Tensor:
+        weights = [_plain_weight(module) for module in modules]
+        shape = sum(len(weight) for weight in weights), weights[0].shape[1]
+        whole = torch.empty(shape, dtype=self.dtype, device=weights[0].device)
+        self._fill(whole, modules)
+        return whole
 
     def _shared(self, modules: Sequence[nn.Module]) -> Tensor:
         """The modules' weights above each other; the parameters become its parts if they can."""
@@ -111,7 +137,7 @@ class EngineWeights:
                 part.copy_(weight)
 
 
-def _matrices(mine: LayerWeights, layer: nn.Module) -> list[tuple[Tensor, list[nn.Module]]]:
+def _matrices(mine: LayerWeights, layer: nn.Module) -> list[tuple[Matrix, list[nn.Module]]]:
     assert isinstance(layer, Layer)
     attention, mlp = layer.attention, layer.mlp
     return [

@@ -23,7 +23,7 @@ from torch.nn.functional import embedding, gelu
 from singalaut.errors import DataError
 from singalaut.model.attention import AttentionPlan, Dense, image_groups
 from singalaut.model.config import Gemma3Config
-from singalaut.model.linear import Linear
+from singalaut.model.linear import Linear, PackedKind
 from singalaut.model.norm import RmsNorm
 from singalaut.model.vision import Vision
 
@@ -104,11 +104,14 @@ class Gemma3(nn.Module):
     def logits(self, hidden: Float[Tensor, "*batch W"]) -> Float[Tensor, "*batch V"]:
         return self.embedding(hidden)
 
-    def pack(self) -> None:
-        """Prepare the weights for CPU decoding; call again after they change."""
-        for module in self.modules():
+    def pack(self, kind: PackedKind | None = None) -> None:
+        """Prepare the decoder's weights for a CPU, in fewer bits where a kind is given.
+
+        To be called again after they change. The vision part stays as it is with fewer bits.
+        """
+        for name, module in self.named_modules():
             if isinstance(module, Linear):
-                module.pack()
+                module.pack(None if name.startswith("vision.") else kind)
 
     def unpack(self) -> None:
         for module in self.modules():

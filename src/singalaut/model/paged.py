@@ -88,13 +88,15 @@ class Span:
 
     `tables` give the page of each 16 tokens; entries left of the window are never read. `images`
     are the image groups of the sequence up to the end of the span, -1 for text; no image may reach
-    over `start` or the end.
+    over `start` or the end. `seen` tokens are seen by a single new one that belongs to an image of
+    which more is stored; else those up to itself are.
     """
 
     tables: dict[Kind, np.ndarray]
     start: int
     count: int
     images: Int[Tensor, " S"] | None = None
+    seen: int | None = None
 
     @property
     def end(self) -> int:
@@ -104,10 +106,11 @@ class Span:
 class PagedPlan:
     """An attention plan for new tokens of several sequences, laid end to end in one row.
 
-    Spans of one token come first and are computed together; `positions` are those of all tokens.
+    Spans of one token come first and are computed together, or each `alone`, where all spans must
+    be single tokens; `positions` are those of all tokens.
     """
 
-    def __init__(self, cache: PagedCache, spans: Sequence[Span]):
+    def __init__(self, cache: PagedCache, spans: Sequence[Span], *, alone: bool = False):
         self.cache = cache
         self.spans = list(spans)
         self.singles = 0
@@ -120,9 +123,16 @@ class PagedPlan:
             kind: torch.from_numpy(np.concatenate([_places(s, kind) for s in spans])).to(device)
             for kind in KINDS
         }
-        self._reads = {}
-        if self.singles:
-            self._reads = {kind: self._read_plan(kind, device) for kind in KINDS}
+        together = 1 if alone else max(1, self.singles)
+        if alone:
+            self.singles = len(spans)
+        self._groups = [
+            slice(first, first + together) for first in range(0, self.singles, together)
+        ]
+        self._reads = {
+            kind: [self._read_plan(kind, self.spans[some], device) for some in self._groups]
+            for kind in KINDS
+        }
 
     def attend(
         self,
@@ -138,20 +148,21 @@ class PagedPlan:
         for store, new in zip(stored, (keys, values), strict=True):
             store.flatten(1, 2)[:, self._writes[kind]] = new[0]
         parts = []
-        if self.singles:
-            parts.append(self._attend_singles(kind, queries[0, :, : self.singles], stored, scale))
+        for some, seen in zip(self._groups, self._reads[kind], strict=True):
+            parts.append(self._attend_singles(seen, queries[0, :, some], stored, scale))
         rest = self.spans[self.singles :]
         if rest:
             q, k, v = (t[:, :, self.singles :] for t in (queries, keys, values))
             parts.append(self._attend_rest(kind, rest, q, k, v, stored, scale, window))
         return torch.cat(parts, dim=2)
 
-    def _read_plan(self, kind: Kind, device: torch.device) -> tuple[Tensor, Tensor]:
-        """Pages [R, P] that the spans of one token see, and which places [R, S] hide nothing."""
+    def _read_plan(
+        self, kind: Kind, spans: Sequence[Span], device: torch.device
+    ) -> tuple[Tensor, Tensor]:
+        """Pages [R, P] that spans of one token see, and which places [R, S] hide nothing."""
         window = self.cache.config.window
-        spans = self.spans[: self.singles]
         first = np.array([s.end - window if kind == "window" else 0 for s in spans]).clip(0)
-        end = np.array([s.end for s in spans])
+        end = np.array([s.seen or s.end for s in spans])
         first_page, end_page = first // PAGE_TOKENS, -(-end // PAGE_TOKENS)
         columns = np.arange((end_page - first_page).max())
         numbers = first_page[:, None] + columns
@@ -165,12 +176,12 @@ class PagedPlan:
 
     def _attend_singles(
         self,
-        kind: Kind,
+        seen: tuple[Tensor, Tensor],
         queries: Float[Tensor, "H R D"],
         stored: tuple[Tensor, Tensor],
         scale: float,
     ) -> Float[Tensor, "1 H R D"]:
-        pages_RP, hidden_RS = self._reads[kind]
+        pages_RP, hidden_RS = seen
         rows = len(pages_RP)
         heads, _, _, width = stored[0].shape
         keys_KRSD, values_KRSD = (

@@ -53,33 +53,38 @@ def attend(
     splits: int,
     *,
     positions_by_slot: bool,
+    lasts: Tensor | None = None,
 ) -> None:
-    """out [R, H · D] from queries in `qkv`; each row sees its pages up to its own position."""
+    """out [R, H · D] from queries in `qkv`; each row sees its pages up to its own position.
+
+    `lasts` [R]: up to these, of tokens that see the rest of their image as well.
+    """
     key_heads, _, _, width = keys.shape
     rows, out_width = out.shape
     group = out_width // width // key_heads
     assert group <= GROUP_ROWS and group & (group - 1) == 0 and (splits == 1 or scratch is not None)
     room = (scratch.out, scratch.sums, scratch.counters) if scratch else (out, out, slots)
     _attend[rows, key_heads, splits](
-        qkv, keys, values, out, *room, positions, slots, table, scale,
-        qkv.stride(0), keys.stride(0), table.stride(0),
+        qkv, keys, values, out, *room, positions, positions if lasts is None else lasts, slots,
+        table, scale, qkv.stride(0), keys.stride(0), table.stride(0),
         WINDOW=window or 0, KEY_HEADS=key_heads, GROUP=group, ROWS=GROUP_ROWS, D=width,
         BLOCK=PAGE_TOKENS, SPLITS=splits, LEAST=LEAST_PAGES, BY_SLOT=positions_by_slot,
+        HAS_LASTS=lasts is not None,
         num_warps=2, num_stages=5,
     )  # fmt: skip
 
 
 @triton.jit
 def span(
-    position, split,
+    position, last, split,
     WINDOW: tl.constexpr, SPLITS: tl.constexpr, BLOCK: tl.constexpr, LEAST: tl.constexpr,
 ):  # fmt: skip
-    """First key that a token sees, its pages for this program, and how many programs have any."""
+    """First key of a token that sees up to `last`, its pages here, how many programs have any."""
     first = 0
     if WINDOW > 0:
         first = tl.maximum(position + 1 - WINDOW, 0)
     first_page = first // BLOCK
-    count = position // BLOCK + 1 - first_page
+    count = last // BLOCK + 1 - first_page
     each = tl.maximum(tl.cdiv(count, SPLITS), LEAST)
     begin = first_page + split * each
     end = tl.minimum(begin + each, first_page + count)
@@ -88,7 +93,7 @@ def span(
 
 @triton.jit
 def read_pages(
-    q, keys, values, pages, offset, first, position, begin, end, scale,
+    q, keys, values, pages, offset, first, last, begin, end, scale,
     ROWS: tl.constexpr, D: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
     """Weighted sum of values over some pages, greatest score and mass of each query.
@@ -106,7 +111,7 @@ def read_pages(
         k = tl.load(keys + base + key_place)
         v = tl.load(values + base + value_place)
         key_position = number * BLOCK + place
-        is_seen = (key_position >= first) & (key_position <= position)
+        is_seen = (key_position >= first) & (key_position <= last)
         scores = tl.dot(q, k, input_precision="ieee") * scale
         scores = tl.where(is_seen[None, :], scores, float("-inf"))
         new_best = tl.maximum(best, tl.max(scores, 1))
@@ -141,11 +146,11 @@ def finish(
 
 @triton.jit
 def _attend(
-    qkv, keys, values, out, part_out, part_sums, counters, positions, slots, table, scale,
+    qkv, keys, values, out, part_out, part_sums, counters, positions, lasts, slots, table, scale,
     row_stride, head_stride, table_stride,
     WINDOW: tl.constexpr, KEY_HEADS: tl.constexpr, GROUP: tl.constexpr, ROWS: tl.constexpr,
     D: tl.constexpr, BLOCK: tl.constexpr, SPLITS: tl.constexpr, LEAST: tl.constexpr,
-    BY_SLOT: tl.constexpr,
+    BY_SLOT: tl.constexpr, HAS_LASTS: tl.constexpr,
 ):  # fmt: skip
     row, head, split = tl.program_id(0).to(tl.int64), tl.program_id(1), tl.program_id(2)
     slot = tl.load(slots + row).to(tl.int64)
@@ -153,7 +158,10 @@ def _attend(
     if BY_SLOT:
         place = slot
     position = tl.load(positions + place)
-    first, begin, end, active = span(position, split, WINDOW, SPLITS, BLOCK, LEAST)
+    last = position
+    if HAS_LASTS:
+        last = tl.load(lasts + row)
+    first, begin, end, active = span(position, last, split, WINDOW, SPLITS, BLOCK, LEAST)
     if split < active:
         group, at = tl.arange(0, ROWS), tl.arange(0, D)
         is_query = (group < GROUP)[:, None]
@@ -161,7 +169,7 @@ def _attend(
         q = tl.load(qkv + row * row_stride + head_at, mask=is_query, other=0.0)
         acc, best, total = read_pages(
             q, keys, values, table + slot * table_stride, head.to(tl.int64) * head_stride,
-            first, position, begin, end, scale, ROWS, D, BLOCK,
+            first, last, begin, end, scale, ROWS, D, BLOCK,
         )  # fmt: skip
         out_row = out + row * (KEY_HEADS * GROUP * D)
         if SPLITS == 1:

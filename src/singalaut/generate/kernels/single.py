@@ -25,11 +25,10 @@ from singalaut.generate.kernels.attention import (
     span,
 )
 from singalaut.generate.kernels.elementwise import gelu, normed, normed_halves, rotated
+from singalaut.generate.kernels.matmul import Matrix, Quantised, values_of
 from singalaut.model.paged import PAGE_TOKENS
 
 RESIDENT_THREADS = (1024, 896, 768, 640, 512)  # of a multiprocessor, at which a kernel may run
-AHEAD_BYTES = 24 << 20  # about what memory gives while one row's attention is computed
-LANES = 128
 TILE = 8192  # weights that a program holds at once
 
 
@@ -57,7 +56,7 @@ def norm_matvec(
     following: Tensor,
     eps: float,
     new_x: Tensor,
-    weight: Tensor,
+    weight: Matrix,
     out: Tensor,
     *,
     gated: bool,
@@ -66,23 +65,30 @@ def norm_matvec(
 
     `gated`: the weight is gate above up, and out = gelu_tanh(gate part) · up part.
     """
-    count, width = out.shape[-1], weight.shape[1]
+    values = values_of(weight)
+    count, width = out.shape[-1], values.shape[1]
     programs, rows, warps = _shape(count, width, TILE // 2 if gated else TILE)
     _norm_matvec[programs,](
-        x, y, post, following, eps, new_x, weight, out,
+        x, y, post, following, eps, new_x, values, _scales_of(weight), out,
         COUNT=count, WIDTH=width, BLOCK=triton.next_power_of_2(width), ROWS=rows, GATED=gated,
-        OVERLAP=_overlaps(x), num_warps=warps, **_launch(x),
+        SCALED=isinstance(weight, Quantised), OVERLAP=_overlaps(x), num_warps=warps, **_launch(x),
     )  # fmt: skip
 
 
-def matvec(weight: Tensor, vector: Tensor, out: Tensor) -> None:
+def matvec(weight: Matrix, vector: Tensor, out: Tensor) -> None:
     """out = weight · vector, float32 sums in the dtype of `out`."""
-    count, width = weight.shape
+    values = values_of(weight)
+    count, width = values.shape
     programs, rows, warps = _shape(count, width, TILE)
     _matvec[programs,](
-        weight, vector, out, COUNT=count, WIDTH=width, BLOCK=triton.next_power_of_2(width),
-        ROWS=rows, OVERLAP=_overlaps(vector), num_warps=warps, **_launch(vector),
+        values, _scales_of(weight), vector, out, COUNT=count, WIDTH=width,
+        BLOCK=triton.next_power_of_2(width), ROWS=rows, SCALED=isinstance(weight, Quantised),
+        OVERLAP=_overlaps(vector), num_warps=warps, **_launch(vector),
     )  # fmt: skip
+
+
+def _scales_of(weight: Matrix) -> Tensor:
+    return weight.scales if isinstance(weight, Quantised) else weight
 
 
 def _shape(count: int, width: int, tile: int) -> tuple[int, int, int]:
@@ -132,24 +138,16 @@ def attend_row(
     scale: float,
     window: int | None,
     splits: int,
-    ahead: Tensor,
 ) -> None:
-    """Norm, RoPE, the writing of key and value, and attention, of one row.
-
-    Few programs have anything to do here, so others ask for the weight `ahead`, which is wanted
-    soon after: of it, as much as can arrive meanwhile.
-    """
+    """Norm, RoPE, the writing of key and value, and attention, of one row."""
     key_heads, _, _, width = keys.shape
     heads = out.shape[-1] // width
-    overlaps = _overlaps(qkv)
-    wanted = min(ahead.numel() * ahead.element_size(), AHEAD_BYTES) // 2048 * 2048
-    more = triton.cdiv(wanted // 2048, LANES * key_heads) if overlaps else 0
-    _attend_row[key_heads, splits + more](
-        qkv, query_norm, key_norm, eps, cos, sin, positions, slots, table, keys, values, out, ahead,
+    _attend_row[key_heads, splits](
+        qkv, query_norm, key_norm, eps, cos, sin, positions, slots, table, keys, values, out,
         scratch.out, scratch.sums, scratch.counters, scale, keys.stride(0), table.stride(0),
         WINDOW=window or 0, HEADS=heads, KEY_HEADS=key_heads, GROUP=heads // key_heads,
-        ROWS=GROUP_ROWS, D=width, BLOCK=PAGE_TOKENS, SPLITS=splits, LEAST=1, AHEAD=wanted,
-        LANES=LANES, OVERLAP=overlaps, num_warps=LANES // 32, num_stages=2, **_launch(qkv),
+        ROWS=GROUP_ROWS, D=width, BLOCK=PAGE_TOKENS, SPLITS=splits, LEAST=1,
+        OVERLAP=_overlaps(qkv), num_warps=4, num_stages=2, **_launch(qkv),
     )  # fmt: skip
 
 
@@ -189,16 +187,24 @@ def _tile(weight, first_row, count, ROWS: tl.constexpr, WIDTH: tl.constexpr, BLO
 
 
 @triton.jit
+def _scaled(sums, scales, row, count, SCALED: tl.constexpr):
+    """Sums over rows of an eight-bit weight, by the scale of each row."""
+    if SCALED:
+        sums *= tl.load(scales + row, mask=row < count, other=0.0)
+    return sums
+
+
+@triton.jit
 def _norm_matvec(
-    x, y, post, following, eps, new_x, weight, out,
+    x, y, post, following, eps, new_x, weight, scales, out,
     COUNT: tl.constexpr, WIDTH: tl.constexpr, BLOCK: tl.constexpr, ROWS: tl.constexpr,
-    GATED: tl.constexpr, OVERLAP: tl.constexpr,
+    GATED: tl.constexpr, SCALED: tl.constexpr, OVERLAP: tl.constexpr,
 ):  # fmt: skip
     program, step = tl.program_id(0), tl.num_programs(0) * ROWS
     first_row = program * ROWS
     at = tl.arange(0, BLOCK)
     inside = at < WIDTH
-    DTYPE: tl.constexpr = weight.dtype.element_ty
+    DTYPE: tl.constexpr = out.dtype.element_ty
     w = _tile(weight, first_row, COUNT, ROWS, WIDTH, BLOCK)
     u = w
     if GATED:
@@ -218,20 +224,21 @@ def _norm_matvec(
         next_u = next_w
         if GATED:
             next_u = _tile(weight + COUNT * WIDTH, start + step, COUNT, ROWS, WIDTH, BLOCK)
-        sums = tl.sum(w.to(tl.float32) * h[None, :], 1)
-        if GATED:
-            ups = tl.sum(u.to(tl.float32) * h[None, :], 1).to(DTYPE).to(tl.float32)
-            sums = gelu(sums.to(DTYPE).to(tl.float32)).to(DTYPE).to(tl.float32) * ups
         row = start + tl.arange(0, ROWS)
+        sums = _scaled(tl.sum(w.to(tl.float32) * h[None, :], 1), scales, row, COUNT, SCALED)
+        if GATED:
+            ups = tl.sum(u.to(tl.float32) * h[None, :], 1)
+            ups = _scaled(ups, scales + COUNT, row, COUNT, SCALED).to(DTYPE).to(tl.float32)
+            sums = gelu(sums.to(DTYPE).to(tl.float32)).to(DTYPE).to(tl.float32) * ups
         tl.store(out + row, sums, mask=row < COUNT)
         w, u = next_w, next_u
 
 
 @triton.jit
 def _matvec(
-    weight, vector, out,
+    weight, scales, vector, out,
     COUNT: tl.constexpr, WIDTH: tl.constexpr, BLOCK: tl.constexpr, ROWS: tl.constexpr,
-    OVERLAP: tl.constexpr,
+    SCALED: tl.constexpr, OVERLAP: tl.constexpr,
 ):  # fmt: skip
     step = tl.num_programs(0) * ROWS
     first_row = tl.program_id(0) * ROWS
@@ -243,21 +250,11 @@ def _matvec(
     x = tl.load(vector + at, mask=at < WIDTH, other=0.0)
     for start in range(first_row, COUNT, step):
         next_w = _tile(weight, start + step, COUNT, ROWS, WIDTH, BLOCK)
-        sums = tl.sum(w.to(tl.float32) * x.to(tl.float32)[None, :], 1)
         row = start + tl.arange(0, ROWS)
+        sums = tl.sum(w.to(tl.float32) * x.to(tl.float32)[None, :], 1)
+        sums = _scaled(sums, scales, row, COUNT, SCALED)
         tl.store(out + row, sums, mask=row < COUNT)
         w = next_w
-
-
-@triton.jit
-def _prefetch(weight, number, AHEAD: tl.constexpr, LANES: tl.constexpr):
-    """Ask the second-level cache for piece `number` of a weight, of which `AHEAD` bytes count."""
-    lane = number.to(tl.int64) * LANES + tl.arange(0, LANES)
-    first_byte = tl.minimum(lane * 2048, AHEAD - 2048)
-    tl.inline_asm_elementwise(
-        "cp.async.bulk.prefetch.L2.global [$1], 2048; mov.u32 $0, 0;",
-        "=r,l", [weight.to(tl.int64) + first_byte], tl.int32, is_pure=False, pack=1,
-    )  # fmt: skip
 
 
 @triton.jit
@@ -291,10 +288,10 @@ def _see_page(
 @triton.jit
 def _attend_row(
     qkv, query_norm, key_norm, eps, cos, sin, positions, slots, table, keys, values, out,
-    ahead, part_out, part_sums, counters, scale, head_stride, table_stride,
+    part_out, part_sums, counters, scale, head_stride, table_stride,
     WINDOW: tl.constexpr, HEADS: tl.constexpr, KEY_HEADS: tl.constexpr, GROUP: tl.constexpr,
     ROWS: tl.constexpr, D: tl.constexpr, BLOCK: tl.constexpr, SPLITS: tl.constexpr,
-    LEAST: tl.constexpr, AHEAD: tl.constexpr, LANES: tl.constexpr, OVERLAP: tl.constexpr,
+    LEAST: tl.constexpr, OVERLAP: tl.constexpr,
 ):  # fmt: skip
     head, split = tl.program_id(0), tl.program_id(1)
     HALF: tl.constexpr = D // 2
@@ -303,12 +300,10 @@ def _attend_row(
     place = tl.arange(0, BLOCK)
     if OVERLAP:
         tl.extra.cuda.gdc_launch_dependents()
-        if split >= SPLITS:
-            _prefetch(ahead, (split - SPLITS) * KEY_HEADS + head, AHEAD, LANES)
     # positions, pages and earlier keys are from the step before: they need not be waited for
     slot = tl.load(slots).to(tl.int64)
     position = tl.load(positions + slot)
-    first, begin, end, active = span(position, split, WINDOW, SPLITS, BLOCK, LEAST)
+    first, begin, end, active = span(position, position, split, WINDOW, SPLITS, BLOCK, LEAST)
     if split < active:
         pages = table + slot * table_stride
         offset = head.to(tl.int64) * head_stride
