@@ -1,6 +1,6 @@
 """Gradients of documents at once against one backward pass each, on this machine.
 
-    python benchmarks/select.py [--model demo:gemma-3-270m] [--documents 64] [--tokens 256]
+    python benchmarks/selection.py [--model demo:gemma-3-270m] [--documents 64] [--tokens 256]
 
 Prints documents a second of both, and how far their gradients differ.
 """
