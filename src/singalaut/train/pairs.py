@@ -55,15 +55,15 @@ class PairStep:
 
 def answer_logprobs(model: Gemma3, row: PairRow) -> Tensor:
     """[B, 2]: the log-probability of the chosen and the rejected answer of each pair, in nats."""
-    weight = model.embedding.weight
-    plan = Packed(row.lengths, None, weight.device)
-    tokens = row.tokens.to(weight.device)
+    device = model.embedding.weight.device
+    plan = Packed(row.lengths, None, device)
+    tokens, places = row.tokens.to(device), row.answer.to(device)
     hidden = model(tokens, plan.positions(), plan)[0]
-    places = row.answer.to(weight.device)
+    weight = model.embedding.weight  # not before: several processes put it together just now
     logprobs, _ = token_logprobs(hidden[places - 1], weight, tokens[0, places])
     count = len(row.places)
     sums = logprobs.new_zeros(2 * count)
-    return sums.index_add(0, row.answer_document.to(weight.device), logprobs).view(count, 2)
+    return sums.index_add(0, row.answer_document.to(device), logprobs).view(count, 2)
 
 
 def pair_step(

@@ -97,6 +97,15 @@ def shard(model: Gemma3, world: World) -> Gemma3:
     return model
 
 
+def put_away(model: Any) -> None:
+    """Let go of weights that a pass without gradients has put together.
+
+    Until then the model's parameters are whole tensors, and an optimiser must not get hold of them.
+    """
+    if hasattr(model, "reshard"):
+        model.reshard()
+
+
 def is_small(weight_bytes: int, world: World) -> bool:
     """Whether weights may stay whole on each device for a step."""
     if world.device.type != "cuda":

@@ -19,7 +19,7 @@ from singalaut.model.gemma3 import Gemma3
 from singalaut.model.tensors import TensorReader, TensorSpec, write_tensors
 from singalaut.progress import progress
 from singalaut.train.pairs import reference_logprobs
-from singalaut.train.parallel import World
+from singalaut.train.parallel import World, put_away
 
 log = logging.getLogger("singalaut")
 PART = 1024  # pairs of a file; a killed run repeats at most so many
@@ -58,4 +58,6 @@ def reference_table(
                     spec = TensorSpec("logprobs", tuple(values.shape), values.dtype)
                     write_tensors(file, [spec], [values])
             bar.advance(len(part))
+    if model is not None:
+        put_away(model)
     return table
