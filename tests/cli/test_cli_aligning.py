@@ -3,8 +3,13 @@
 from __future__ import annotations
 
 import json
+import threading
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import ClassVar
 
 import pytest
+
+from singalaut.contracts import Completion, Usage
 
 
 def write(file, rows):
@@ -81,3 +86,72 @@ epochs = 1
     )
     result = cli("run", "r.toml")
     assert result.exit_code == 2 and "needs pairs, and `apo` gives a model" in result.stderr
+
+
+ANSWER = "The river is long, and people fish there. It is cold in the morning, they say."
+
+
+class Asked(BaseHTTPRequestHandler):
+    """An endpoint that takes the commas out of what it is given."""
+
+    seen: ClassVar[list[str]] = []
+
+    def do_POST(self):
+        body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+        text = body["messages"][-1]["content"]
+        self.seen.append(text)
+        message = {"role": "assistant", "content": ANSWER.replace(",", " and so")}
+        choice = {"index": 0, "message": message, "finish_reason": "stop"}
+        data = json.dumps({"choices": [choice], "usage": {"prompt_tokens": 1}}).encode()
+        self.send_response(200)
+        self.send_header("Content-Type", "application/json")
+        self.send_header("Content-Length", str(len(data)))
+        self.end_headers()
+        self.wfile.write(data)
+
+    def log_message(self, *_):
+        pass
+
+
+@pytest.fixture
+def endpoint():
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Asked)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    yield f"http://127.0.0.1:{server.server_port}/v1"
+    server.shutdown()
+
+
+class Speaks:
+    """Stands for the engine, as no tiny model says anything of use."""
+
+    def sample(self, requests):
+        for request in requests:
+            yield Completion(request.id, 0, (), ANSWER, "stop", Usage(1, 1))
+
+
+def test_a_rewriter_behind_an_endpoint(cli, tmp_path, model, endpoint, monkeypatch):
+    monkeypatch.setattr("singalaut.generate.engine.open_engine", lambda *_: Speaks())
+    comma = {"instruction_id": "punctuation:no_comma", "parameters": {}}
+    rows = [
+        {"prompt": f"Tell me about river {i}.", "language": "en", "constraints": [comma]}
+        for i in range(3)
+    ]
+    write(tmp_path / "p.jsonl", rows)
+    words = ("--prompts", "p.jsonl", "--rewriter", endpoint, "--rewriter-name", "better")
+    result = cli("pairs", *model, *words)
+    assert result.exit_code == 0, result.stderr
+    assert "3 pairs from 3 prompts" in result.stderr
+    assert len(Asked.seen) == 3 and all(ANSWER in text for text in Asked.seen)
+    folder = tmp_path / result.stdout.strip()
+    report = json.loads((folder / "report" / "pairs.json").read_bytes())
+    assert report["rewriter"].startswith("better at endpoint ")
+    again = cli("pairs", *model, *words, "--output", "again")
+    assert again.exit_code == 0 and len(Asked.seen) == 3  # every answer is known
+    pairs = (folder / "data" / "pairs.jsonl").read_bytes()
+    other = tmp_path / again.stdout.strip()
+    assert (other / "data" / "pairs.jsonl").read_bytes() == pairs
+    tuned = cli("apo", *model, "--data", str(folder), "--steps", "1", "--batch-size", "2")
+    assert tuned.exit_code == 0 and "3 of 3 rows are pairs" in tuned.stderr, tuned.stderr
+    nobody = cli("pairs", *model, *words[:2], "--rewriter", "http://127.0.0.1:9/v1",
+                 "--rewriter-name", "x", "--set", 'pairs.rewriter.endpoint.retries=0')  # fmt: skip
+    assert nobody.exit_code in (1, 2) and "error:" in nobody.stderr
