@@ -183,11 +183,13 @@ class Core:
             self.scheduler.add(answer)
         image_id = self.tokenizer.image_ids[2] if self.tokenizer.image_ids else None
         parts = (self.model, self.images, self.cache, tables, self.tokenizer.vocab_size, image_id)
-        self.runner: PlainRunner | FastRunner = PlainRunner(*parts, **self._ways)
+        self.runner: PlainRunner | FastRunner
         if self.device.type == "cuda":
             from singalaut.generate.fast import FastRunner  # Triton is there where CUDA is
 
             self.runner = FastRunner(*parts, **self._ways)
+        else:
+            self.runner = PlainRunner(*parts, **self._ways)
 
     def _close(self) -> None:
         for name in SUMS:

@@ -172,12 +172,15 @@ def _first_row(tensor: Any) -> int:
 
 def _create_state(optimizer: torch.optim.Optimizer) -> None:
     """Let the optimiser make its numbers, by a step that changes nothing."""
+    rates = [group["lr"] for group in optimizer.param_groups]
     for group in optimizer.param_groups:
         group["lr"] = 0.0
         for parameter in group["params"]:
             parameter.grad = torch.zeros_like(parameter)
     optimizer.step()
     optimizer.zero_grad(set_to_none=True)
+    for group, rate in zip(optimizer.param_groups, rates, strict=True):
+        group["lr"] = rate
 
 
 def _on_host(tensor: Tensor) -> Tensor:
