@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 
 from singalaut.artifact import Work, write_json
 from singalaut.contracts import derive
@@ -28,7 +29,7 @@ from singalaut.train.checkpoint import Checkpoints
 from singalaut.train.config import ApoConfig
 from singalaut.train.loop import no_progress
 from singalaut.train.optim import adamw, scheduled_rate
-from singalaut.train.pairs import MEASURED, PairLosses, measure_pairs, pair_step
+from singalaut.train.pairs import MEASURED, PairLosses, PairStep, measure_pairs, pair_step
 from singalaut.train.parallel import World, join_world, shard
 from singalaut.train.reference import reference_table
 from singalaut.train.weights import check_device, stop_asked, trainable, write_model
@@ -75,39 +76,9 @@ def run_apo(
         for step in range(start, steps):
             if step == start == 0 or (step and step % config.validate_every == 0):
                 _validate(network, material, scored, config, loss, step, work, world)
-            begin = time.monotonic()
-            first = step * config.batch_size
-            chosen = material.order.pairs(first, first + config.batch_size)
-            rate = scheduled_rate(
-                step,
-                steps,
-                config.warmup_steps,
-                config.learning_rate,
-                config.final_learning_rate,
+            found, meters = _learn(
+                network, optimizer, material, scored, config, loss, step, work, world
             )
-            found = pair_step(
-                network,
-                optimizer,
-                pack_pairs(pairs, chosen, config.micro_tokens),
-                material.answers[chosen],
-                scored[chosen],
-                loss,
-                rate,
-                config.max_gradient_norm,
-                world,
-            )
-            seconds = time.monotonic() - begin
-            meters = _meters(found.table, pairs, chosen)
-            if world.is_first:
-                work.log(
-                    step=step,
-                    **meters,
-                    gradient_norm=found.gradient_norm,
-                    learning_rate=rate,
-                    tokens=found.tokens,
-                    tokens_per_second=round(found.tokens / seconds),
-                    **({} if found.taken else {"left_out": True}),
-                )
             if found.taken:
                 bad = []
             else:
@@ -130,6 +101,54 @@ def run_apo(
     if world.is_first:
         copy_companions(model, work.path / "model")
     world.wait()
+
+
+def _learn(
+    network: Gemma3,
+    optimizer: torch.optim.Optimizer,
+    material: _Material,
+    scored: np.ndarray,
+    config: ApoConfig,
+    loss: PairLosses,
+    step: int,
+    work: Work,
+    world: World,
+) -> tuple[PairStep, dict[str, Any]]:
+    """One step, logged; what it found, and the means over its pairs."""
+    begin = time.monotonic()
+    first = step * config.batch_size
+    chosen = material.order.pairs(first, first + config.batch_size)
+    rate = scheduled_rate(
+        step,
+        material.steps,
+        config.warmup_steps,
+        config.learning_rate,
+        config.final_learning_rate,
+    )
+    rows = pack_pairs(material.pairs, chosen, config.micro_tokens)
+    found = pair_step(
+        network,
+        optimizer,
+        rows,
+        material.answers[chosen],
+        scored[chosen],
+        loss,
+        rate,
+        config.max_gradient_norm,
+        world,
+    )
+    meters = _meters(found.table, material.pairs, chosen)
+    if world.is_first:
+        work.log(
+            step=step,
+            **meters,
+            gradient_norm=found.gradient_norm,
+            learning_rate=rate,
+            tokens=found.tokens,
+            tokens_per_second=round(found.tokens / (time.monotonic() - begin)),
+            **({} if found.taken else {"left_out": True}),
+        )
+    return found, meters
 
 
 @dataclass(frozen=True)
