@@ -29,8 +29,7 @@ from singalaut.model.attention import Packed
 from singalaut.model.gemma3 import Gemma3
 from singalaut.rl.config import RlConfig
 from singalaut.rl.rollouts import Rollout, Rollouts
-from singalaut.train.parallel import gradient_norm, scale_gradients
-from singalaut.train.step import ALONE
+from singalaut.train.step import descend
 
 
 @dataclass(frozen=True)
@@ -148,12 +147,11 @@ def policy_step(
             parts = (entropy, low, high, apart, torch.where(mask, distance, 0.0), mask)
             sums += torch.stack([part.sum(dtype=torch.float64) for part in parts]).cpu().numpy()
             largest = max(largest, apart.max().item())
-    parameters = [p for group in optimizer.param_groups for p in group["params"]]
-    norm = gradient_norm(parameters, ALONE)
+    norm, _ = descend(optimizer, learning_rate, config.max_gradient_norm, loss_sum)
     means = sums[:5] / max(1, sums[5])
-    meters = PolicyMeters(
+    return PolicyMeters(
         loss_sum,
-        norm.item(),
+        norm,
         means[0],
         means[1],
         means[2],
@@ -162,14 +160,6 @@ def policy_step(
         means[4],
         int(sums[5]),
     )
-    if meters.is_finite:
-        if meters.gradient_norm > config.max_gradient_norm:
-            scale_gradients(parameters, config.max_gradient_norm / (norm + 1e-6))
-        for group in optimizer.param_groups:
-            group["lr"] = learning_rate
-        optimizer.step()
-    optimizer.zero_grad(set_to_none=True)
-    return meters
 
 
 def _is_learned(answer: Rollout, config: RlConfig) -> bool:
