@@ -331,9 +331,11 @@ def _evaluate(
         values.append((sample, reward.score(sample.messages, [completion], sample)[0].value))
     rewards = np.array([np.nan if value is None else value for _, value in values])
     by_language: dict[str, list[float]] = {}
+    by_source: dict[str, list[float]] = {}
     for sample, value in values:
         if value is not None:
             by_language.setdefault(sample.language or "unknown", []).append(value)
+            by_source.setdefault(sample.source or "unknown", []).append(value)
     mean, count = _mean(rewards), int(np.isfinite(rewards).sum())
     spread = float(np.nanstd(rewards) / math.sqrt(count)) if count > 1 else 0.0
     work.log(
@@ -341,6 +343,7 @@ def _evaluate(
         held_out_reward=mean,
         held_out_standard_error=spread,
         held_out_by_language={k: sum(v) / len(v) for k, v in sorted(by_language.items())},
+        held_out_by_source={k: sum(v) / len(v) for k, v in sorted(by_source.items())},
     )
     log.info("step %d: held-out reward %.3f ± %.3f", step, mean, spread)
 
