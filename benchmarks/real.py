@@ -52,7 +52,7 @@ base = "{model}"
 [[stage]]
 kind = "sft"
 data = [{{ path = "data/conversations.jsonl" }}]
-epochs = 4
+epochs = 2
 batch_size = 64
 max_tokens = 1024
 micro_tokens = 16384
@@ -71,7 +71,11 @@ prompts = [
   {{ path = "data/problems.jsonl" }},
   {{ generate = 1600, languages = [{languages}] }},
 ]
-reward = {{ parts = [{{ kind = "maths" }}, {{ kind = "constraints" }}, {{ kind = "language", weight = 0.2 }}] }}
+reward = {{ parts = [
+  {{ kind = "maths" }},
+  {{ kind = "constraints" }},
+  {{ kind = "language", weight = 0.2 }},
+] }}
 steps = 240
 prompts_per_step = 48
 samples = 8
@@ -112,7 +116,10 @@ name = "pairs-by-rewriter"
 model = "sft"
 prompts = [{{ generate = 3300, languages = [{languages}] }}]
 method = "rewrite"
-rewriter = {{ model = "rl", candidates = 4, edit = "full", sampling = {{ max_tokens = 256, temperature = 0.8 }} }}
+rewriter.model = "rl"
+rewriter.candidates = 4
+rewriter.edit = "full"
+rewriter.sampling = {{ max_tokens = 256, temperature = 0.8 }}
 samples = 2
 sampling = {{ max_tokens = 256 }}
 filters = {{ constraints = "more", max_length = 4.0 }}
@@ -273,9 +280,10 @@ def ends(measured: list[dict[str, Any]]) -> Iterator[tuple[str, str, str]]:
         for key, first in measured[0].items():
             last = measured[-1].get(key)
             if isinstance(first, dict):
-                for name in sorted(first):
-                    yield f"{key} {name}", f"{first[name]:.3f}", f"{last.get(name, 0):.3f}"
-            elif isinstance(first, float):
+                for name, value in sorted(first.items()):
+                    if isinstance(value, float) and name in last:
+                        yield f"{key} {name}", f"{value:.3f}", f"{last[name]:.3f}"
+            elif isinstance(first, float) and isinstance(last, float):
                 yield key, f"{first:.4f}", f"{last:.4f}"
 
 

@@ -14,12 +14,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from reduced_shapes import VISION, WINDOW, reduced
 
 from singalaut.contracts import Request, SamplingParams
 from singalaut.errors import CheckpointError
 from singalaut.loss.logprobs import CHUNK_ROWS, negative_log_likelihood
-from singalaut.model.attention import Dense, Packed, causal_attention, image_groups
+from singalaut.model.attention import Dense, Packed, Similar, causal_attention, image_groups
 from singalaut.model.config import SIZES, Gemma3Config
 from singalaut.model.gemma3 import Gemma3, initialise, rotate, rotation
 from singalaut.model.hf import load_model, save_model
@@ -286,6 +288,27 @@ def test_the_mask_of_packed_documents(total, window, with_images):
     found = seen_by(Packed(lengths, groups if with_images else None), sum(lengths), window)
     assert torch.equal(found, by_sentence(groups.tolist(), documents, window))
     assert not torch.equal(found, by_sentence(groups.tolist(), [0] * len(documents), window))
+
+
+@settings(max_examples=30, deadline=None)
+@given(
+    st.lists(st.integers(1, 4 * WINDOW), min_size=2, max_size=9), st.sampled_from([None, WINDOW])
+)
+def test_documents_in_groups_of_similar_length_see_the_same(lengths, window):
+    heads = torch.randn(8, sum(lengths), 8, generator=torch.Generator().manual_seed(sum(lengths)))
+
+    def attended(attend, *first):
+        given = [part[None].clone().requires_grad_() for part in heads.split((4, 2, 2))]
+        out = attend(*first, *given, 0.3, window)
+        weights = torch.arange(out.numel()).view_as(out).sin()
+        return [out, *torch.autograd.grad((out * weights).sum(), given)]
+
+    expected = attended(Packed(tuple(lengths)).attend, 0)
+    torch.testing.assert_close(attended(Similar.of(lengths, "cpu").attend), expected)
+    if max(lengths) > 1:
+        moved = [lengths[0] + 1, lengths[1] - 1, *lengths[2:]]
+        wrong = attended(Similar.of([n for n in moved if n], "cpu").attend)
+        assert not torch.allclose(wrong[0], expected[0])
 
 
 @pytest.mark.parametrize("chunk", [WINDOW // 2, 5 * WINDOW])

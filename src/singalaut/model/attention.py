@@ -11,7 +11,10 @@ Shapes: B batch, T queries, S keys, H query heads, K key heads, D head width.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
+from itertools import accumulate
 from typing import Protocol
 
 import torch
@@ -149,6 +152,8 @@ class Packed:
             return _masked_attention(
                 queries, keys, values, scale, window, self.images, self.documents
             )
+        if self.images is None and queries.is_cuda and len(self.lengths) > 1:
+            return self.similar.attend(queries, keys, values, scale, window)
         pieces = zip(
             queries.split(self.lengths, dim=2),
             keys.split(self.lengths, dim=2),
@@ -160,10 +165,64 @@ class Packed:
             [causal_attention(q, k, v, scale, window, images) for q, k, v, images in pieces], dim=2
         )
 
+    @cached_property
+    def similar(self) -> Similar:
+        """The documents in groups of similar length."""
+        return Similar.of(self.lengths, self.device)
+
     def positions(self) -> Int[Tensor, "1 T"]:
         """Positions of the row's tokens, restarted in each document."""
         places = torch.cat([torch.arange(length) for length in self.lengths])
         return places[None].to(self.device)
+
+
+@dataclass(frozen=True)
+class Similar:
+    """Documents of a row in groups whose lengths have one power of two above them.
+
+    Those of a group are filled up and attended to in one call, for devices where a call costs more
+    than what is filled up. `groups` [N, L] have places in the row, a document's last repeated;
+    `back` has for each token of the row its place in all groups end to end.
+    """
+
+    groups: tuple[Int[Tensor, "N L"], ...]
+    back: Int[Tensor, " T"]
+
+    @classmethod
+    def of(cls, lengths: Sequence[int], device: torch.device | str) -> Similar:
+        by_size: dict[int, list[tuple[int, int]]] = {}
+        for start, length in zip(accumulate(lengths, initial=0), lengths, strict=False):
+            by_size.setdefault((length - 1).bit_length(), []).append((start, length))
+        groups, back, size = [], torch.empty(sum(lengths), dtype=torch.int64), 0
+        for spans in by_size.values():
+            longest = max(length for _, length in spans)
+            starts, counts = torch.tensor(spans).unbind(1)
+            inside = torch.arange(longest).expand(len(spans), longest)
+            real = inside < counts[:, None]
+            places = starts[:, None] + inside.minimum(counts[:, None] - 1)
+            back[places[real]] = size + real.flatten().nonzero()[:, 0]
+            size += places.numel()
+            groups.append(places.to(device))
+        return cls(tuple(groups), back.to(device))
+
+    def attend(
+        self,
+        queries: Float[Tensor, "1 H T D"],
+        keys: Float[Tensor, "1 K T D"],
+        values: Float[Tensor, "1 K T D"],
+        scale: float,
+        window: int | None,
+    ) -> Float[Tensor, "1 H T D"]:
+        """Causal attention within each document."""
+        found = []
+        for places in self.groups:
+            filled = [
+                each[0].index_select(1, places.flatten()).unflatten(1, places.shape).transpose(0, 1)
+                for each in (queries, keys, values)
+            ]
+            out = causal_attention(*filled, scale, window)
+            found.append(out.transpose(0, 1).flatten(1, 2))
+        return torch.cat(found, 1).index_select(1, self.back)[None]
 
 
 def causal_attention(

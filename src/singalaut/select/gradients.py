@@ -102,11 +102,16 @@ def _pieces(
     names: list[str],
     errors: tuple[Tensor, ...],
 ) -> Iterator[tuple[str, Tensor]]:
+    ends = [torch.arange(length) for length in micro.lengths]
+    inside_nL = pad_sequence(ends, batch_first=True, padding_value=-1)
+    starts_n = torch.tensor(micro.lengths).cumsum(0) - torch.tensor(micro.lengths)
+    places_nL = (starts_n[:, None] + inside_nL.clamp(min=0)).to(errors[0].device)
+    real_nL1 = (inside_nL >= 0)[..., None].to(errors[0].device)
     for name, error in zip(names, errors, strict=True):
         adapted = model.get_submodule(name)
         assert isinstance(adapted, LoraLinear)
-        x_nLI = pad_sequence(seen.pop(name)[0].split(micro.lengths), batch_first=True)
-        g_nLO = pad_sequence(error[0].split(micro.lengths), batch_first=True)
+        x_nLI = seen.pop(name)[0][places_nL]
+        g_nLO = error[0][places_nL] * real_nL1
         down_nLR, up_nLR = x_nLI @ adapted.a.T, g_nLO @ adapted.b
         yield f"{name}.a", (up_nLR.mT @ x_nLI).flatten(1) * adapted.scale
         yield f"{name}.b", (g_nLO.mT @ down_nLR).flatten(1) * adapted.scale
