@@ -76,17 +76,24 @@ reward = {{ parts = [
   {{ kind = "constraints" }},
   {{ kind = "language", weight = 0.2 }},
 ] }}
-steps = 240
+steps = 160
 prompts_per_step = 48
 samples = 8
 max_tokens = 160
 held_out = 600
-evaluate_every = 60
+evaluate_every = 40
 micro_tokens = 16384
-learning_rate = 4e-6
+learning_rate = 2e-6
 warmup_steps = 5
+kl = 0.05
+truncated = "zero"
 precision = "master"
 save_every = 20
+
+[[stage]]
+kind = "merge"
+models = [{{ from = "sft", weight = 0.5 }}, {{ from = "rl", weight = 0.5 }}]
+method = "linear"
 
 [[stage]]
 kind = "pairs"
@@ -104,7 +111,7 @@ name = "apo-by-rules"
 model = "sft"
 pairs = "pairs-by-rules"
 epochs = 1
-learning_rate = 5e-6
+learning_rate = 1e-6
 batch_size = 32
 micro_tokens = 16384
 precision = "master"
@@ -130,7 +137,7 @@ name = "apo-by-rewriter"
 model = "sft"
 pairs = "pairs-by-rewriter"
 epochs = 1
-learning_rate = 5e-6
+learning_rate = 1e-6
 batch_size = 32
 micro_tokens = 16384
 precision = "master"
@@ -138,7 +145,7 @@ held_out = 5
 
 [[stage]]
 kind = "evaluate"
-models = ["base", "sft", "rl", "apo-by-rules", "apo-by-rewriter"]
+models = ["base", "sft", "rl", "merge", "apo-by-rules", "apo-by-rewriter"]
 pack = "{pack}"
 limit = 100
 protocol = {{ seeds = 1 }}

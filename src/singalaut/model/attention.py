@@ -216,11 +216,11 @@ class Similar:
         """Causal attention within each document."""
         found = []
         for places in self.groups:
-            filled = [
+            q, k, v = (
                 each[0].index_select(1, places.flatten()).unflatten(1, places.shape).transpose(0, 1)
                 for each in (queries, keys, values)
-            ]
-            out = causal_attention(*filled, scale, window)
+            )
+            out = causal_attention(q, k, v, scale, window)
             found.append(out.transpose(0, 1).flatten(1, 2))
         return torch.cat(found, 1).index_select(1, self.back)[None]
 
