@@ -42,6 +42,7 @@ class Calls:
         try:
             self._connection = sqlite3.connect(path, timeout=60)
             self._connection.execute("PRAGMA journal_mode = WAL")
+            self._connection.execute("PRAGMA synchronous = NORMAL")  # kill-proof
             self._connection.execute(SCHEMA)
         except sqlite3.Error as error:
             raise ArtifactError(
