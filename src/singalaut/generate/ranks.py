@@ -1,0 +1,270 @@
+"""The processes that hold a model together: starting them, telling them what to do, adding up.
+
+The first process (rank 0) is the one that the user started. It decides everything and writes what
+the others are to compute into their pipes; tensors go from device to device (NCCL; gloo between
+CPUs). The others end when their pipe does. One that ends before is named, with its last words.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import struct
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+import weakref
+from collections import deque
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
+from datetime import timedelta
+from pathlib import Path
+from typing import IO, Any
+
+import torch
+from torch import Tensor
+
+from singalaut.errors import MachineError
+from singalaut.model.shard import Shard
+
+log = logging.getLogger("singalaut")
+TIMEOUT = timedelta(minutes=10)  # of a process that the others wait for
+READY = "ready: the weights are there"
+NEWS_SECONDS = 5.0  # for the end of a process to become known, after others have felt it
+END_SECONDS = 20.0  # for a process to end by itself
+LAST_LINES = 40
+# multicast over NVLink has no use for sums of a few kilobytes, and not every host allows it
+os.environ.setdefault("NCCL_NVLS_ENABLE", "0")
+
+
+class Ranks:
+    """This process among those that hold a model; alone, nothing here does anything."""
+
+    def __init__(self, rank: int = 0, size: int = 1):
+        self.rank, self.size = rank, size
+        self.shard = Shard(rank, size)
+        self._group: Any = None
+        self._others: list[Other] = []
+        self._failure: str | None = None
+        self._ways: Any = None
+        self._folder: tempfile.TemporaryDirectory[str] | None = None
+
+    @property
+    def is_first(self) -> bool:
+        return self.rank == 0
+
+    @property
+    def are_whole(self) -> bool:
+        """Whether no process is known to be missing."""
+        return self._failure is None
+
+    def join(self, folder: Path, device: torch.device) -> None:
+        """Meet the other processes at a file in `folder`."""
+        from torch.distributed import FileStore, ProcessGroupGloo
+        from torch.distributed.distributed_c10d import (
+            AllgatherOptions,
+            AllreduceOptions,
+            BroadcastOptions,
+        )
+
+        store = FileStore(str(folder / "meeting"), self.size)
+        if device.type == "cuda":
+            from torch.distributed import ProcessGroupNCCL
+
+            options = ProcessGroupNCCL.Options()
+            options._timeout = TIMEOUT
+            self._group = ProcessGroupNCCL(store, self.rank, self.size, options)
+        else:
+            self._group = ProcessGroupGloo(store, self.rank, self.size, TIMEOUT)
+        self._ways = AllreduceOptions(), AllgatherOptions(), BroadcastOptions()
+        for way in self._ways:
+            way.asyncOp = False  # in the stream of the kernels around it
+        self.sum(torch.zeros(1, device=device))  # connects: later it may be part of a graph
+
+    # tensors
+
+    def sum(self, tensor: Tensor) -> Tensor:
+        """The sum over all processes, in place; the same bits in each."""
+        if self.size > 1:
+            self._group.allreduce([tensor], self._ways[0]).wait()
+        return tensor
+
+    def share(self, tensor: Tensor) -> Tensor:
+        """What the first process has, in place."""
+        if self.size > 1:
+            self._group.broadcast([tensor], self._ways[2]).wait()
+        return tensor
+
+    def join_columns(self, part: Tensor, each: int, count: int) -> Tensor:
+        """[R, `count`] from [R, `each`] columns a process, of which the last ones may have less."""
+        if self.size == 1:
+            return part
+        rows, missing = len(part), each - part.shape[1]
+        if missing:
+            part = torch.nn.functional.pad(part, (0, missing), value=float("-inf"))
+        parts = part.new_empty(self.size * rows, each)
+        self._group._allgather_base(parts, part.contiguous(), self._ways[1]).wait()
+        return parts.view(self.size, rows, each).transpose(0, 1).reshape(rows, -1)[:, :count]
+
+    def least(self, number: int, device: torch.device) -> int:
+        """The least of all processes' numbers."""
+        numbers = torch.zeros(self.size, dtype=torch.int64, device=device)
+        numbers[self.rank] = number
+        return int(self.sum(numbers).min())
+
+    # orders
+
+    def start(self, command: Sequence[str]) -> None:
+        """Start the other processes: `command`, then rank, number and the folder to meet in.
+
+        They load their weights while this process does; `meet` waits for them.
+        """
+        self._folder = tempfile.TemporaryDirectory(prefix="singalaut-")
+        for rank in range(1, self.size):
+            what = [*command, str(rank), str(self.size), self._folder.name]
+            self._others.append(Other(self, rank, what))
+        weakref.finalize(self, _end, list(self._others))
+
+    def meet(self, device: torch.device) -> None:
+        """Join the processes that were started, once all have their weights."""
+        assert self._folder is not None
+        for other in self._others:
+            while not other.ready.wait(0.1):
+                self.check()
+        with self.watched():
+            self.join(Path(self._folder.name), device)
+
+    def tell(self, what: str, **order: object) -> None:
+        """Have the other processes do something; only the first one has anything to say."""
+        self.check()
+        if self._others:
+            data = json.dumps({"do": what, **order}, separators=(",", ":")).encode()
+            with self.watched():
+                for other in self._others:
+                    other.pipe.write(struct.pack("<I", len(data)) + data)
+                    other.pipe.flush()
+
+    @contextmanager
+    def watched(self) -> Iterator[None]:
+        """Work that all processes take part in: what stops one of them ends it for all.
+
+        Raises: MachineError naming the process that ended, and its last words.
+        """
+        try:
+            yield
+        except BaseException as error:
+            if self._others:
+                self._blame(error)
+            raise
+        self.check()
+
+    def check(self) -> None:
+        """Raises: MachineError if a process is missing."""
+        if self._failure is not None:
+            raise MachineError(self._failure, hint="run the same command again to go on")
+
+    def lost(self, reason: str) -> None:
+        """Note that a process has ended, and let none wait for it."""
+        if self._failure is None:
+            self._failure = reason
+            log.error("%s", reason)
+        with suppress(Exception):  # gloo notices by itself
+            self._group.abort()
+
+    def close(self, reason: str = "the engine is closed") -> None:
+        """Let the other processes end."""
+        if self.size > 1:
+            self._failure = self._failure or reason
+        _end(self._others)
+
+    def _blame(self, error: BaseException) -> None:
+        """Find out whether work stopped because another process did, and say so; end all."""
+        waited = 0.0
+        while isinstance(error, Exception) and self._failure is None and waited < NEWS_SECONDS:
+            time.sleep(0.05)  # what has ended is felt before it is known
+            waited += 0.05
+        reason = f"process 0 of {self.size} failed: {error or type(error).__name__}"
+        others_fault = self._failure is not None
+        self.close(reason)
+        if others_fault and not isinstance(error, MachineError):
+            raise MachineError(str(self._failure)) from error
+
+
+class Other:
+    """Another process, as the first one sees it."""
+
+    def __init__(self, ranks: Ranks, rank: int, command: list[str]):
+        self.rank = rank
+        self.process = subprocess.Popen(
+            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
+        )
+        assert self.process.stdin is not None
+        self.pipe: IO[bytes] = self.process.stdin
+        self.ready, self.ended = threading.Event(), threading.Event()
+        self.is_dismissed = False
+        self._said: deque[str] = deque(maxlen=LAST_LINES)
+        # the thread must not keep alive what ends it
+        watch = threading.Thread(target=self._watch, args=(weakref.ref(ranks), ranks.size))
+        watch.daemon = True
+        watch.start()
+
+    def _watch(self, ranks: weakref.ref[Ranks], size: int) -> None:
+        assert self.process.stdout is not None
+        for raw in self.process.stdout:
+            line = raw.decode(errors="replace").rstrip()
+            if line == READY:
+                self.ready.set()
+            elif line:
+                self._said.append(line)
+        code = self.process.wait()
+        found = ranks()
+        if found is not None and not self.is_dismissed:
+            how = f"was killed by signal {-code}" if code < 0 else f"ended with exit code {code}"
+            log.debug("the last lines of process %d:\n%s", self.rank, "\n".join(self._said))
+            reason = f": {self._said[-1]}" if self._said else ""
+            found.lost(f"process {self.rank} of {size} {how}{reason}")
+        self.ended.set()
+
+
+def _end(others: list[Other]) -> None:
+    """Close the pipes, by which the processes know; end those that do not."""
+    for other in others:
+        other.is_dismissed = True
+        with suppress(OSError):
+            other.pipe.close()
+    for other in others:
+        try:
+            other.process.wait(END_SECONDS)
+        except subprocess.TimeoutExpired:
+            other.process.kill()
+            other.process.wait()
+    others.clear()
+
+
+ALONE = Ranks()
+
+
+def start_ranks(size: int, folder: Path) -> Ranks:
+    """This process as the first of those that load a share of the checkpoint in `folder`."""
+    if size == 1:
+        return ALONE
+    ranks = Ranks(0, size)
+    ranks.start([sys.executable, "-m", "singalaut.generate.follower", str(folder)])
+    return ranks
+
+
+def device_of(rank: int, size: int) -> torch.device:
+    """The device of a process. Raises: MachineError where there are too few."""
+    if not torch.cuda.is_available():
+        return torch.device("cpu")
+    if size == 1:
+        return torch.device("cuda")
+    if (count := torch.cuda.device_count()) < size:
+        raise MachineError(
+            f"`tensor_parallel` is {size}; this machine shows {count} GPU{'s' * (count > 1)}",
+            hint="lower `tensor_parallel`, or look at CUDA_VISIBLE_DEVICES",
+        )
+    return torch.device("cuda", rank)
