@@ -47,7 +47,7 @@ try:
             ranks._others[0].process.send_signal(signal.SIGKILL)
         core.step()
 except MachineError as error:
-    print("named:", error)
+    print("named:", error, flush=True)
 """
 
 

@@ -30,6 +30,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("singalaut")
 WeightKind = Literal["int8", "int4", "fp8"]
+LOOK_SECONDS = 2e-5
 SUMS = ("preemptions", "shared_tokens", "prompt_tokens")
 
 
@@ -116,6 +117,10 @@ class Core:
 
     def _wait(self, launched: Outcome | Launched) -> Outcome:
         with self.ranks.watched():
+            if self.ranks.size > 1:  # a device may wait for one that will never come
+                while not launched.is_done():
+                    self.ranks.check()
+                    time.sleep(LOOK_SECONDS)
             return launched.wait()
 
     def _waits_for_tokens(self) -> bool:

@@ -62,6 +62,9 @@ class Launched:
     known: list[Outcome] = field(default_factory=list)
     event: torch.cuda.Event | None = None
 
+    def is_done(self) -> bool:
+        return self.event is None or self.event.query()
+
     def wait(self) -> Outcome:
         if self.event is not None:
             self.event.synchronize()

@@ -76,6 +76,7 @@ class Ranks:
 
             options = ProcessGroupNCCL.Options()
             options._timeout = TIMEOUT
+            options.global_ranks_in_group = list(range(self.size))
             self._group = ProcessGroupNCCL(store, self.rank, self.size, options)
         else:
             self._group = ProcessGroupGloo(store, self.rank, self.size, TIMEOUT)
@@ -89,13 +90,13 @@ class Ranks:
     def sum(self, tensor: Tensor) -> Tensor:
         """The sum over all processes, in place; the same bits in each."""
         if self.size > 1:
-            self._group.allreduce([tensor], self._ways[0]).wait()
+            _finish(self._group.allreduce([tensor], self._ways[0]))
         return tensor
 
     def share(self, tensor: Tensor) -> Tensor:
         """What the first process has, in place."""
         if self.size > 1:
-            self._group.broadcast([tensor], self._ways[2]).wait()
+            _finish(self._group.broadcast([tensor], self._ways[2]))
         return tensor
 
     def join_columns(self, part: Tensor, each: int, count: int) -> Tensor:
@@ -106,7 +107,7 @@ class Ranks:
         if missing:
             part = torch.nn.functional.pad(part, (0, missing), value=float("-inf"))
         parts = part.new_empty(self.size * rows, each)
-        self._group._allgather_base(parts, part.contiguous(), self._ways[1]).wait()
+        _finish(self._group._allgather_base(parts, part.contiguous(), self._ways[1]))
         return parts.view(self.size, rows, each).transpose(0, 1).reshape(rows, -1)[:, :count]
 
     def least(self, number: int, device: torch.device) -> int:
@@ -191,6 +192,11 @@ class Ranks:
         self.close(reason)
         if others_fault and not isinstance(error, MachineError):
             raise MachineError(str(self._failure)) from error
+
+
+def _finish(work: Any) -> None:
+    if work is not None:  # else it is in the stream
+        work.wait()
 
 
 class Other:
