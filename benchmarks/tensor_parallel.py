@@ -4,7 +4,8 @@ Random weights in the real shapes, made on the devices: every process has the sa
 changes no time. The limit is what all cards together can read: bytes of weights, keys and values a
 token, by the copy bandwidth of one card in the same run.
 
-    python benchmarks/tensor_parallel.py [--over 2] [--sizes 4b 27b] [--alone 4b] [--profile 1 64]
+    python benchmarks/tensor_parallel.py [--over 2] [--sizes 4b 27b] [--alone 4b]
+        [--nccl] [--profile 1 64]
 
 `--tiny` runs it in toy shapes on CPUs, to try the script.
 """
@@ -38,6 +39,7 @@ def main() -> None:
     parser.add_argument("--alone", nargs="*", default=["4b"], help="sizes also on one card")
     parser.add_argument("--repeats", type=int, default=2)
     parser.add_argument("--profile", nargs="*", type=int, default=[], metavar="ROWS")
+    parser.add_argument("--nccl", action="store_true", help="all sums through NCCL")
     parser.add_argument("--tiny", action="store_true")
     options = parser.parse_args()
     if options.tiny:
@@ -47,7 +49,7 @@ def main() -> None:
     for size in options.sizes:
         for over in (1, options.over) if size in options.alone else (options.over,):
             began = time.perf_counter()
-            ranks = Ranks(0, over)
+            ranks = Ranks(0, over, reads_peers=not options.nccl)
             if over > 1:
                 ranks.start([sys.executable, __file__, "follow", size, str(int(options.tiny))])
             model = build(ranks.shard.of_config(SIZES[size]))

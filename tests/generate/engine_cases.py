@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from array import array
 from dataclasses import replace
@@ -59,7 +60,7 @@ def answer(prompt: list[int], order: int, **params) -> Answer:
 
 def together(folder: Path, *follower: str) -> tuple[Gemma3, Ranks]:
     """The first of two shares of a model, and the process that has the other one."""
-    ranks = Ranks(0, 2)
+    ranks = Ranks(0, 2, reads_peers="ONLY_NCCL" not in os.environ)
     module = follower or ("-m", "singalaut.generate.follower")
     ranks.start([sys.executable, *module, str(folder)])
     device = device_of(0, 2)

@@ -22,13 +22,16 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from datetime import timedelta
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
 from singalaut.errors import MachineError
 from singalaut.model.shard import Shard
+
+if TYPE_CHECKING:
+    from singalaut.generate.kernels.peers import PeerSums
 
 log = logging.getLogger("singalaut")
 TIMEOUT = timedelta(minutes=10)  # of a process that the others wait for
@@ -43,10 +46,13 @@ os.environ.setdefault("NCCL_NVLS_ENABLE", "0")
 class Ranks:
     """This process among those that hold a model; alone, nothing here does anything."""
 
-    def __init__(self, rank: int = 0, size: int = 1):
-        self.rank, self.size = rank, size
+    def __init__(self, rank: int = 0, size: int = 1, *, reads_peers: bool = True):
+        """`reads_peers`: small sums go through memory that all devices can read, if they can."""
+        self.rank, self.size, self._reads_peers = rank, size, reads_peers
+        self._peers: PeerSums | None = None
         self.shard = Shard(rank, size)
         self._group: Any = None
+        self._device = torch.device("cpu")
         self._others: list[Other] = []
         self._failure: str | None = None
         self._ways: Any = None
@@ -70,6 +76,7 @@ class Ranks:
             BroadcastOptions,
         )
 
+        self._device = device
         store = FileStore(str(folder / "meeting"), self.size)
         if device.type == "cuda":
             from torch.distributed import ProcessGroupNCCL
@@ -83,14 +90,20 @@ class Ranks:
         self._ways = AllreduceOptions(), AllgatherOptions(), BroadcastOptions()
         for way in self._ways:
             way.asyncOp = False  # in the stream of the kernels around it
-        self.sum(torch.zeros(1, device=device))  # connects: later it may be part of a graph
+        self._add(torch.zeros(1, device=device))  # connects: later it may be part of a graph
+        if device.type == "cuda":
+            from singalaut.generate.kernels.peers import open_peers
+
+            self._peers = open_peers(self._gather, self.rank, device, wanted=self._reads_peers)
 
     # tensors
 
     def sum(self, tensor: Tensor) -> Tensor:
         """The sum over all processes, in place; the same bits in each."""
-        if self.size > 1:
-            _finish(self._group.allreduce([tensor], self._ways[0]))
+        if self._peers is not None and self._peers.fits(tensor):
+            self._peers.sum(tensor)
+        elif self.size > 1:
+            self._add(tensor)
         return tensor
 
     def share(self, tensor: Tensor) -> Tensor:
@@ -114,7 +127,19 @@ class Ranks:
         """The least of all processes' numbers."""
         numbers = torch.zeros(self.size, dtype=torch.int64, device=device)
         numbers[self.rank] = number
-        return int(self.sum(numbers).min())
+        if self.size > 1:
+            self._add(numbers)
+        return int(numbers.min())
+
+    def _add(self, tensor: Tensor) -> None:
+        _finish(self._group.allreduce([tensor], self._ways[0]))
+
+    def _gather(self, data: bytes) -> list[bytes]:
+        """The bytes of all processes, by rank."""
+        mine = torch.frombuffer(bytearray(data), dtype=torch.uint8).to(self._device)
+        everyone = mine.new_empty(self.size * len(data))
+        _finish(self._group._allgather_base(everyone, mine, self._ways[1]))
+        return [bytes(part.tolist()) for part in everyone.cpu().split(len(data))]
 
     # orders
 
@@ -172,6 +197,9 @@ class Ranks:
         if self._failure is None:
             self._failure = reason
             log.error("%s", reason)
+        with suppress(Exception):
+            if self._peers is not None:
+                self._peers.give_up()
         with suppress(Exception):  # gloo notices by itself
             self._group.abort()
 
