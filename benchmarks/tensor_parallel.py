@@ -16,7 +16,6 @@ import argparse
 import statistics
 import sys
 import time
-from pathlib import Path
 
 import torch
 from device import BF16, DEVICE, build, wait
@@ -116,11 +115,11 @@ def row(
 
 def follower(size: str, tiny: str, rank: str, number: str, folder: str) -> None:
     """Another process: makes the same share, and follows."""
-    ranks, device = begin(rank, number)
+    parent, ranks, device = begin(rank, number)
     config = TINY if tiny == "1" else SIZES[size]
     with torch.device(device):
         model = build(ranks.shard.of_config(config))
-    follow(model.to(device, BF16), ranks, Path(folder), sys.stdin.buffer)
+    follow(model.to(device, BF16), ranks, folder, parent)
 
 
 if __name__ == "__main__":

@@ -207,7 +207,7 @@ def test_a_lost_process_is_named(tiny_model, tmp_path):
     asked = [Request(PROMPTS[i], params(n), str(i)) for i, n in enumerate(lengths)]
     completions = engine.sample(asked)
     assert next(completions).finish_reason == "length"
-    other.process.send_signal(signal.SIGKILL)
+    other.child.process.send_signal(signal.SIGKILL)
     with pytest.raises(MachineError, match="process 1 of 2 was killed by signal 9"):
         list(completions)
     with pytest.raises(MachineError, match="process 1 of 2"):
@@ -222,7 +222,7 @@ def test_the_first_process_ends_the_others(tiny_model):
     _, ranks = together(tiny_model)
     [other] = ranks._others
     ranks.close()
-    assert other.process.returncode == 0
+    assert other.child.process.returncode == 0
     with pytest.raises(MachineError, match="closed"):
         ranks.tell("refresh")
 
@@ -282,9 +282,9 @@ def test_orders_are_heard_as_told():
 
 def test_an_orphan_ends(tiny_model):
     _, ranks = together(tiny_model)
-    process = ranks._others[0].process
-    ranks._others[0].is_dismissed = True
-    ranks._others[0].pipe.close()  # as it is when the first process is killed
+    child = ranks._others[0].child
+    child.dismiss()  # its pipe is closed, as it is when the first process is killed
+    process = child.process
     for _ in range(100):
         if process.poll() is not None:
             break

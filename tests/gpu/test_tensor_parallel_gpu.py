@@ -44,7 +44,7 @@ core.add(answer([5, 6, 7], 1, max_tokens=1500))
 try:
     for step in range(1400):
         if step == 300:
-            ranks._others[0].process.send_signal(signal.SIGKILL)
+            ranks._others[0].child.process.send_signal(signal.SIGKILL)
         core.step()
 except MachineError as error:
     print("named:", error, flush=True)

@@ -6,27 +6,23 @@ asked, planned and answered it never learns. Started by `ranks.py`.
 
 from __future__ import annotations
 
-import json
 import os
-import queue
-import signal
-import struct
 import sys
-import threading
 import traceback
 from pathlib import Path
-from typing import IO, Any
+from typing import Any, NoReturn
 
 import torch
 
 from singalaut.errors import SingalautError
 from singalaut.generate.answer import Answer
+from singalaut.generate.child import Parent, Record
 from singalaut.generate.core import open_runner
 from singalaut.generate.images import ImageEmbeddings
 from singalaut.generate.memory import default_budget_bytes
-from singalaut.generate.orders import Record, hear_chunk, hear_step
+from singalaut.generate.orders import hear_chunk, hear_step
 from singalaut.generate.pages import PageTables
-from singalaut.generate.ranks import READY, Ranks, device_of
+from singalaut.generate.ranks import Ranks, device_of
 from singalaut.model.gemma3 import Gemma3
 from singalaut.model.hf import load_model
 from singalaut.model.paged import PagedCache
@@ -78,50 +74,42 @@ class Follower:
         self.runner.first_bad_layer(hear_chunk(whole).answer)
 
 
-def follow(model: Gemma3, ranks: Ranks, folder: Path, orders: IO[bytes]) -> None:
+def follow(model: Gemma3, ranks: Ranks, folder: str, parent: Parent) -> NoReturn:
     """Tell the first process that this one is ready, meet it at `folder`, and do as it says."""
-    told: queue.SimpleQueue[Record] = queue.SimpleQueue()
-    threading.Thread(target=_listen, args=(orders, told), daemon=True).start()
-    print(READY, flush=True)
+    parent.tell({"ready": True})
     try:
-        ranks.join(folder, model.embedding.weight.device)
+        ranks.join(Path(folder), model.embedding.weight.device)
         follower = Follower(model, ranks)
-        while True:
-            follower.obey(told.get())
+        while (order := parent.next()) is not None:
+            follower.obey(order)
     except BaseException:
         traceback.print_exc()  # the first process shows the last line
-        sys.stderr.flush()
-        os._exit(1)  # the other thread cannot be stopped while it reads
+    sys.stderr.flush()
+    os._exit(1)  # what listens to the first process cannot be stopped
 
 
-def _listen(orders: IO[bytes], told: queue.SimpleQueue[Record]) -> None:
-    """Read orders until the pipe is closed: then nobody waits for this process any more."""
-    while len(head := orders.read(4)) == 4:
-        told.put(json.loads(orders.read(struct.unpack("<I", head)[0])))
-    os._exit(0)  # at once, whatever the other thread may be waiting for
-
-
-def begin(rank: str, size: str) -> tuple[Ranks, torch.device]:
+def begin(rank: str, size: str) -> tuple[Parent, Ranks, torch.device]:
     """This process as the first one numbered it, on its device."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the first process decides what a Ctrl-C means
+    parent = Parent()
     ranks = Ranks(int(rank), int(size))
     device = device_of(ranks.rank, ranks.size)
     if device.type == "cuda":
         torch.cuda.set_device(device)
     else:
         torch.set_num_threads(max(1, torch.get_num_threads() // ranks.size))
-    return ranks, device
+    return parent, ranks, device
 
 
 def main() -> None:
     checkpoint, rank, size, folder = sys.argv[1:]
-    ranks, device = begin(rank, size)
+    parent, ranks, device = begin(rank, size)
     dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
     try:
         model = load_model(Path(checkpoint), dtype, device, shard=ranks.shard)
     except SingalautError as error:
-        sys.exit(str(error).replace("\n", ";"))
-    follow(model, ranks, Path(folder), sys.stdin.buffer)
+        print(str(error).replace("\n", ";"), flush=True)
+        os._exit(1)
+    follow(model, ranks, folder, parent)
 
 
 if __name__ == "__main__":

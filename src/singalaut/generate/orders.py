@@ -8,12 +8,12 @@ from __future__ import annotations
 
 from array import array
 from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
 
 from singalaut.contracts import Request, SamplingParams
 from singalaut.generate.answer import Answer
+from singalaut.generate.child import Record
 from singalaut.generate.images import PromptImages
 from singalaut.generate.pages import PageTables
 from singalaut.generate.scheduler import Chunk, Step
@@ -21,7 +21,6 @@ from singalaut.model.images import Picture
 from singalaut.model.paged import KINDS
 from singalaut.text.parts import ImageTokens
 
-Record = dict[str, Any]
 FILTERS = ("temperature", "top_k", "top_p", "min_p")
 UNSEEN = Picture(np.zeros((0, 0, 3), np.uint8))  # the first process alone has the pixels
 

@@ -7,27 +7,24 @@ CPUs). The others end when their pipe does. One that ends before is named, with 
 
 from __future__ import annotations
 
-import json
 import logging
 import os
-import struct
-import subprocess
 import sys
 import tempfile
 import threading
 import time
 import weakref
-from collections import deque
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from datetime import timedelta
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
 from singalaut.errors import MachineError
+from singalaut.generate.child import Child, Record, end_all
 from singalaut.model.shard import Shard
 
 if TYPE_CHECKING:
@@ -35,10 +32,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("singalaut")
 TIMEOUT = timedelta(minutes=10)  # of a process that the others wait for
-READY = "ready: the weights are there"
 NEWS_SECONDS = 5.0  # for the end of a process to become known, after others have felt it
-END_SECONDS = 20.0  # for a process to end by itself
-LAST_LINES = 40
 # multicast over NVLink has no use for sums of a few kilobytes, and not every host allows it
 os.environ.setdefault("NCCL_NVLS_ENABLE", "0")
 
@@ -152,7 +146,7 @@ class Ranks:
         for rank in range(1, self.size):
             what = [*command, str(rank), str(self.size), self._folder.name]
             self._others.append(Other(self, rank, what))
-        weakref.finalize(self, _end, list(self._others))
+        weakref.finalize(self, end_all, [other.child for other in self._others])
 
     def meet(self, device: torch.device) -> None:
         """Join the processes that were started, once all have their weights."""
@@ -167,11 +161,9 @@ class Ranks:
         """Have the other processes do something; only the first one has anything to say."""
         self.check()
         if self._others:
-            data = json.dumps({"do": what, **order}, separators=(",", ":")).encode()
             with self.watched():
                 for other in self._others:
-                    other.pipe.write(struct.pack("<I", len(data)) + data)
-                    other.pipe.flush()
+                    other.child.tell({"do": what, **order})
 
     @contextmanager
     def watched(self) -> Iterator[None]:
@@ -207,7 +199,8 @@ class Ranks:
         """Let the other processes end."""
         if self.size > 1:
             self._failure = self._failure or reason
-        _end(self._others)
+        end_all([other.child for other in self._others])
+        self._others.clear()
 
     def _blame(self, error: BaseException) -> None:
         """Find out whether work stopped because another process did, and say so; end all."""
@@ -231,51 +224,17 @@ class Other:
     """Another process, as the first one sees it."""
 
     def __init__(self, ranks: Ranks, rank: int, command: list[str]):
-        self.rank = rank
-        self.process = subprocess.Popen(
-            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
-        )
-        assert self.process.stdin is not None
-        self.pipe: IO[bytes] = self.process.stdin
-        self.ready, self.ended = threading.Event(), threading.Event()
-        self.is_dismissed = False
-        self._said: deque[str] = deque(maxlen=LAST_LINES)
-        # the thread must not keep alive what ends it
-        watch = threading.Thread(target=self._watch, args=(weakref.ref(ranks), ranks.size))
-        watch.daemon = True
-        watch.start()
+        self.rank, self.ready = rank, threading.Event()
+        self._ranks = weakref.ref(ranks)
+        self.child = Child(command, self._hear, self._lose)
 
-    def _watch(self, ranks: weakref.ref[Ranks], size: int) -> None:
-        assert self.process.stdout is not None
-        for raw in self.process.stdout:
-            line = raw.decode(errors="replace").rstrip()
-            if line == READY:
-                self.ready.set()
-            elif line:
-                self._said.append(line)
-        code = self.process.wait()
-        found = ranks()
-        if found is not None and not self.is_dismissed:
-            how = f"was killed by signal {-code}" if code < 0 else f"ended with exit code {code}"
-            log.debug("the last lines of process %d:\n%s", self.rank, "\n".join(self._said))
-            reason = f": {self._said[-1]}" if self._said else ""
-            found.lost(f"process {self.rank} of {size} {how}{reason}")
-        self.ended.set()
+    def _hear(self, _message: Record) -> None:
+        """It has only one thing to say: that its weights are there."""
+        self.ready.set()
 
-
-def _end(others: list[Other]) -> None:
-    """Close the pipes, by which the processes know; end those that do not."""
-    for other in others:
-        other.is_dismissed = True
-        with suppress(OSError):
-            other.pipe.close()
-    for other in others:
-        try:
-            other.process.wait(END_SECONDS)
-        except subprocess.TimeoutExpired:
-            other.process.kill()
-            other.process.wait()
-    others.clear()
+    def _lose(self, how: str) -> None:
+        if (ranks := self._ranks()) is not None:
+            ranks.lost(f"process {self.rank} of {ranks.size} {how}")
 
 
 ALONE = Ranks()

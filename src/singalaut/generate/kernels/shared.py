@@ -81,7 +81,5 @@ class SharedMemory:
 def _runtime() -> ctypes.CDLL:
     """The CUDA runtime that PyTorch has loaded."""
     maps = Path("/proc/self/maps").read_text().split()
-    path = next((word for word in maps if "libcudart" in word), None)
-    if path is None:
-        raise RuntimeError("PyTorch has loaded no CUDA runtime of its own")
-    return ctypes.CDLL(path)
+    loaded = [word for word in maps if "libcudart" in word]
+    return ctypes.CDLL(loaded[0] if loaded else "libcudart.so")
