@@ -8,7 +8,9 @@ from typing import Any, Literal, Protocol
 import torch
 from torch import nn
 
+from singalaut.errors import RecipeError
 from singalaut.train.adamw import BETAS, AdamW, Moments, Precision
+from singalaut.train.moments import BLOCK
 from singalaut.train.muon import Muon
 from singalaut.train.parallel import World
 from singalaut.train.tensor_parallel import copies_of, sharing_of, side_of
@@ -52,6 +54,7 @@ def adamw(
 ) -> torch.optim.Optimizer:
     """AdamW over the trainable parameters; the library's fused one where it can do it."""
     groups = parameter_groups(model, weight_decay, world)
+    _check_blocks(groups, moments)
     if precision == "float32" and moments == "full" and world.tensor == 1:
         return torch.optim.AdamW(groups, lr=learning_rate, betas=BETAS, fused=True)
     return AdamW(groups, learning_rate, precision=precision, seed=seed, moments=moments)
@@ -68,6 +71,7 @@ def muon(
 ) -> Muon:
     """Muon over the matrices of the layers, AdamW over all else that is trained."""
     groups = parameter_groups(model, weight_decay, world, rule="muon")
+    _check_blocks(groups, moments)
     given: dict[str, Any] = {"precision": precision, "seed": seed, "moments": moments}
     return Muon(groups, learning_rate, world=world, **given)
 
@@ -97,6 +101,21 @@ def parameter_groups(
             key = (is_exempt, *settings.values())
             groups.setdefault(key, {"params": [], **settings})["params"].append(parameter)
     return list(groups.values())
+
+
+def _check_blocks(groups: list[dict[str, Any]], moments: Moments) -> None:
+    """Blocks of 8-bit moments must not depend on how many neighbours there are.
+
+    Raises: RecipeError where neighbours' parts of rows do not consist of whole blocks.
+    """
+    columns = {p.shape[1] for g in groups if g["side"] == 1 for p in g["params"]}
+    if moments == "int8" and (uneven := [n for n in columns if n % BLOCK]):
+        raise RecipeError(
+            f"with `tensor_parallel`, a process has {uneven[0]} columns of a matrix, which is no "
+            f"multiple of the {BLOCK} that share a scale",
+            where='moments = "int8"',
+            hint="lower `tensor_parallel`, or leave `moments` out",
+        )
 
 
 def scheduled_rate(step: int, steps: int, warmup: int, peak: float, final: float) -> float:
