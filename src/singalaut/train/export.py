@@ -57,7 +57,7 @@ def export_checkpoint(
     """Write the weights after `step` steps, or after the last that was saved, as a directory.
 
     An adapter is folded into `base`, the model that training began with (known from the run unless
-    it has moved); with `adapter_only` it is written alone, as PEFT has it. It appears when complete.
+    it has moved); with `adapter_only` it is written alone, as PEFT has it.
     Raises: RecipeError, CheckpointError with what there is.
     """
     if output.exists():
