@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import json
 import os
+from itertools import pairwise
 
 import pytest
 import torch
@@ -42,15 +43,11 @@ cuts = st.lists(st.integers(0, 9), max_size=3).map(lambda at: sorted({0, *at, 9}
 @given(cuts, cuts, cuts, cuts)
 def test_any_box_is_read_from_any_boxes(tmp_path_factory, rows, columns, other_rows, other_columns):
     whole = torch.arange(81.0).view(9, 9)
-    boxes = [
-        ((a, c), whole[a:b, c:d])
-        for a, b in zip(rows, rows[1:], strict=False)
-        for c, d in zip(columns, columns[1:], strict=False)
-    ]
+    boxes = [((a, c), whole[a:b, c:d]) for a, b in pairwise(rows) for c, d in pairwise(columns)]
     parts = write_parts(tmp_path_factory.mktemp("parts"), boxes)
     assert torch.equal(parts.whole("x", torch.float32), whole)
-    for a, b in zip(other_rows, other_rows[1:], strict=False):
-        for c, d in zip(other_columns, other_columns[1:], strict=False):
+    for a, b in pairwise(other_rows):
+        for c, d in pairwise(other_columns):
             mine = torch.full((b - a, d - c), -1.0)
             parts.read_into(mine, "x", (a, c))
             assert torch.equal(mine, whole[a:b, c:d])
@@ -86,7 +83,7 @@ def test_a_full_disk_leaves_the_earlier_checkpoint(tmp_path, tiny_model, monkeyp
 
     with monkeypatch.context() as patch:
         patch.setattr(os, "fsync", full)
-        with pytest.raises(MachineError, match="after step 2 .*no space .*step-00000001 is whole"):
+        with pytest.raises(MachineError, match=r"after step 2 .*no space .*step-00000001 is whole"):
             checkpoints.save(2)
     assert [path.name for path in tmp_path.iterdir()] == ["step-00000001"]
     again = load_model(tiny_model).requires_grad_(True)

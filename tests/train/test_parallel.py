@@ -111,26 +111,6 @@ def test_two_processes_train_as_one(folder, tiny_model, alone, settings):
         same(one, ([dict(line, loss=0.0) for line in two[0]], two[1]), 2e-4)
 
 
-@pytest.mark.parametrize("settings", ["", "adapter = { rank = 4 }"], ids=["all", "adapter"])
-def test_two_neighbours_compute_one_pass(folder, tiny_model, alone, settings):
-    more = f"{settings}\ntensor_parallel = 2"
-    two = run(folder, tiny_model, 2, f"neighbours-{len(settings)}", settings=more)
-    same(alone(settings=settings), two, 5e-4)
-
-
-def test_four_processes_in_two_replicas_of_two_neighbours(folder, tiny_model, alone):
-    """Muon puts its matrices together over both, and averages lie as the weights do."""
-    settings = 'optimizer = "muon"\nema = 0.9\nweight_decay = 0.1'
-    more = f"{settings}\nreplicas = 2\ntensor_parallel = 2"
-    four = run(folder, tiny_model, 4, "four", settings=more)
-    same(alone(settings=settings), four, 2e-4)
-
-
-def test_muon_divides_its_work_among_processes(folder, tiny_model, alone):
-    settings = 'optimizer = "muon"\nema = 0.9\nweight_decay = 0.1'
-    same(alone(settings=settings), run(folder, tiny_model, 2, "muon", settings=settings), 1e-4)
-
-
 def test_a_job_one_of_whose_processes_is_killed_says_so_and_goes_on(folder, tiny_model, alone):
     """Two neighbours' checkpoint is then read by one process, and written as a directory."""
     more = "tensor_parallel = 2"
@@ -155,13 +135,6 @@ def test_a_job_one_of_whose_processes_is_killed_says_so_and_goes_on(folder, tiny
             assert not torch.equal(found.read(name), base.read(name)), name
     resumed = run(folder, tiny_model, 1, "killed", steps=40, settings=more.replace("2", "1"))
     same(alone(steps=40), resumed, 2e-3)
-
-
-def test_as_many_processes_as_the_settings_need(folder, tiny_model):
-    job = start(folder, tiny_model, 1, "few", settings="replicas = 2\ntensor_parallel = 3")
-    _, errors = job.communicate(timeout=120)
-    assert job.returncode == 1
-    assert "the job has 1 process; `replicas = 2` and `tensor_parallel = 3` need" in errors
 
 
 def test_a_job_that_was_asked_to_stop_goes_on_with_more_processes(folder, tiny_model, alone):
