@@ -9,6 +9,7 @@ import json
 import os
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -17,7 +18,8 @@ import torch
 
 from singalaut.errors import MachineError, RecipeError
 from singalaut.model.config import SIZES
-from singalaut.model.hf import load_model
+from singalaut.model.gemma3 import Gemma3, initialise
+from singalaut.model.hf import load_model, save_model
 from singalaut.model.tensors import TensorReader
 from singalaut.train.optim import adamw
 from singalaut.train.parallel import World, join_world
@@ -28,6 +30,7 @@ ADAPTER = {"adapter": {"rank": 4}}
 TWO = {
     "neighbours": {"tensor_parallel": 2},
     "neighbours with an adapter": {"tensor_parallel": 2, **ADAPTER},
+    "neighbours with one key head": {"tensor_parallel": 2, "base": "one-key"},
     "replicas": {"replicas": 2},
     "muon": MUON,
 }
@@ -40,8 +43,11 @@ FOUR = {
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory):
+def folder(tmp_path_factory, tiny_config, tiny_tokenizer):
     folder = tmp_path_factory.mktemp("layouts")
+    config = replace(tiny_config, num_kv_heads=1)
+    save_model(initialise(Gemma3(config), seed=1), folder / "one-key", torch.float32)
+    tiny_tokenizer.save(folder / "one-key")
     with (folder / "rows.jsonl").open("w") as out:
         for number in range(24):
             question = f"{number} plus {number}?" * (1 + number % 3)

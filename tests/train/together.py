@@ -1,6 +1,7 @@
 """Several trainings by one job: `torchrun … together.py FOLDER MODEL CASES`, for tests of layouts.
 
-CASES is JSON, from the name of a folder to settings of a stage.
+CASES is JSON, from the name of a folder to settings of a stage; `base` among them is a folder of
+FOLDER that is the model instead.
 """
 
 from __future__ import annotations
@@ -29,7 +30,10 @@ def train(folder: Path, model: Path, name: str, settings: dict) -> Work:
     """Train on `rows.jsonl` of the folder; the result is in a folder of the name beside it."""
     (folder / name).mkdir(exist_ok=True)
     work = Work(folder / name)
-    config = SftConfig.model_validate({"data": [{"path": "rows.jsonl"}], **SETTINGS, **settings})
+    given = {**SETTINGS, **settings}
+    if (base := given.pop("base", None)) is not None:
+        model = folder / base
+    config = SftConfig.model_validate({"data": [{"path": "rows.jsonl"}], **given})
     run_sft(config, model=model, data=[folder / "rows.jsonl"], work=work, seed=5)
     return work
 
