@@ -115,8 +115,10 @@ def _tell_launcher(text: str, error: Exception) -> None:
         import json
         import time
 
+        about = {"py_callstack": text, "timestamp": str(int(time.time()))}
         with suppress(OSError):
-            Path(file).write_text(json.dumps({"message": text, "timestamp": int(time.time())}))
+            report = {"message": {"message": text, "extraInfo": about}}
+            Path(file).write_text(json.dumps(report), encoding="utf-8")
 
 
 def _version(wanted: bool) -> None:

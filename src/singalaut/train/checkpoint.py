@@ -56,7 +56,7 @@ class Checkpoints:
     ):
         self.folder, self.keep, self._world = folder, keep, world
         self._model, self._optimizer, self._average = model, optimizer, average
-        self._about = about_model(model, base)  # before layers are replaced by compiled ones
+        self._about = about_model(model, base)
         self._threads = ThreadPoolExecutor(1)
         self._pending: tuple[Future[None], int] | None = None
 
