@@ -15,6 +15,7 @@ from pathlib import Path
 import pytest
 import together
 import torch
+from test_sft_vision import png, row, text
 
 from singalaut.errors import MachineError, RecipeError
 from singalaut.model.config import SIZES
@@ -33,6 +34,7 @@ TWO = {
     "neighbours with one key head": {"tensor_parallel": 2, "base": "one-key"},
     "replicas": {"replicas": 2},
     "muon": MUON,
+    "pictures": {"base": "seeing", "rows": "seen.jsonl", "batch_size": 3},
 }
 FOUR = {
     "replicas of parts": {"replicas": 2},
@@ -43,11 +45,20 @@ FOUR = {
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory, tiny_config, tiny_tokenizer):
+def folder(tmp_path_factory, tiny_config, tiny_tokenizer, seeing_model):
     folder = tmp_path_factory.mktemp("layouts")
     config = replace(tiny_config, num_kv_heads=1)
     save_model(initialise(Gemma3(config), seed=1), folder / "one-key", torch.float32)
     tiny_tokenizer.save(folder / "one-key")
+    (folder / "seeing").symlink_to(seeing_model)
+    seen = [{"type": "image", "path": "a.png"}]
+    (folder / "seen.jsonl").write_text(
+        "".join(
+            row(text(f"what is {number}?"), *seen * (number % 2), answer="a man")
+            for number in range(9)
+        )
+    )
+    (folder / "a.png").write_bytes(png(0))
     with (folder / "rows.jsonl").open("w") as out:
         for number in range(24):
             question = f"{number} plus {number}?" * (1 + number % 3)

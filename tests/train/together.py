@@ -1,7 +1,7 @@
 """Several trainings by one job: `torchrun … together.py FOLDER MODEL CASES`, for tests of layouts.
 
 CASES is JSON, from the name of a folder to settings of a stage; `base` among them is a folder of
-FOLDER that is the model instead.
+FOLDER that is the model instead, `rows` a file of it.
 """
 
 from __future__ import annotations
@@ -33,8 +33,9 @@ def train(folder: Path, model: Path, name: str, settings: dict) -> Work:
     given = {**SETTINGS, **settings}
     if (base := given.pop("base", None)) is not None:
         model = folder / base
+    rows = folder / given.pop("rows", "rows.jsonl")
     config = SftConfig.model_validate({"data": [{"path": "rows.jsonl"}], **given})
-    run_sft(config, model=model, data=[folder / "rows.jsonl"], work=work, seed=5)
+    run_sft(config, model=model, data=[rows], work=work, seed=5)
     return work
 
 

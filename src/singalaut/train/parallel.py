@@ -155,7 +155,8 @@ def shard(model: Gemma3, world: World) -> Gemma3:
     """Cut the weights among the processes: each layer by itself, then what is around them.
 
     Gradients are summed in float32 whatever the weights are. Layers of a small model stay together
-    from the forward to the backward pass, which saves half of the traffic.
+    from the forward to the backward pass, which saves half of the traffic. A vision part, which is
+    frozen, is left whole: not all processes have pictures in a step.
     """
     if world.size == 1:
         return model
@@ -169,7 +170,8 @@ def shard(model: Gemma3, world: World) -> Gemma3:
     parts = not is_small(sum(p.numel() * p.element_size() for p in model.parameters()), world)
     for layer in model.layers:
         fully_shard(layer, mesh=world.layers_mesh, mp_policy=policy, reshard_after_forward=parts)
-    fully_shard(model, mesh=world.whole_mesh, mp_policy=policy)
+    seeing = set() if model.vision is None else set(model.vision.parameters())
+    fully_shard(model, mesh=world.whole_mesh, mp_policy=policy, ignored_params=seeing)
     return model
 
 
@@ -226,10 +228,11 @@ def whole(tensor: Any) -> Tensor:
 def gradient_norm(groups: Sequence[dict[str, Any]], world: World) -> Tensor:
     """The norm of all gradients, over all processes, in float32; `groups` are an optimiser's.
 
-    A group's `copies` are the processes that hold the same part of its parameters.
+    A group's `copies` are the processes that hold the same part of its parameters; one if not said.
     """
+    wide = torch.float32
     squares = [
-        torch.linalg.vector_norm(local(p.grad), dtype=torch.float32).square() / group["copies"]
+        torch.linalg.vector_norm(local(p.grad), dtype=wide).square() / group.get("copies", 1)
         for group in groups
         for p in group["params"]
         if p.grad is not None
