@@ -49,5 +49,7 @@ def test_a_resumed_run_goes_on(tmp_path, precision, make, moments):
     again, other = begin(precision, make, moments)
     assert Checkpoints(tmp_path, again, other, WORLD).load() == 3
     steps(again, other, 3, 6)
+    # a bit in a gradient may become a code or a rounding in bfloat16; a step is 1e-2 long
+    exact = make is adamw and moments == "full"
     for (name, one), two in zip(model.named_parameters(), again.parameters(), strict=True):
-        torch.testing.assert_close(one, two, rtol=1e-5, atol=1e-6, msg=name)
+        torch.testing.assert_close(one, two, rtol=1e-5, atol=1e-6 if exact else 1e-3, msg=name)

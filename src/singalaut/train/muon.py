@@ -129,7 +129,7 @@ def orthogonal(matrix: Tensor, products: torch.dtype) -> Tensor:
     """U S Vᵀ with all of S near 1, for a matrix U Σ Vᵀ; matrix products are made in `products`.
 
     Five rounds of X = a X + (b A + c A²) X with A = X Xᵀ, a polynomial of odd powers that takes
-    singular values in (0, 1] near 1: between 0.7 and 1.2, which is as good as 1 for a step.
+    singular values in (0, 1] near 1: to about 0.7 to 1.2, which is as good as 1 for a step.
     """
     a, b, c = COEFFICIENTS
     tall = matrix.shape[0] > matrix.shape[1]
