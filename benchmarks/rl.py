@@ -13,8 +13,10 @@ from __future__ import annotations
 
 import argparse
 import statistics
+import tempfile
 import time
 from dataclasses import replace
+from pathlib import Path
 
 import torch
 from device import BF16, DEVICE, randomise, write_section
@@ -25,8 +27,9 @@ from singalaut.generate.engine import Engine, EngineSettings
 from singalaut.model.config import SIZES, Gemma3Config
 from singalaut.model.gemma3 import Gemma3
 from singalaut.model.training import compile_layers
-from singalaut.rl import run as rl
+from singalaut.rl.ask import Asking, Task, roll_out
 from singalaut.rl.config import RlConfig
+from singalaut.rl.learn import learn
 from singalaut.train.optim import adamw
 
 TINY = Gemma3Config(32, 64, 6, 4, 2, 16, 16.0, 8, 512, 512, 8.0)
@@ -49,13 +52,14 @@ def main() -> None:
     lines = ["| step | seconds | generate | learn | engine, tokens/s | beside TRL |"]
     lines.append("|---|---|---|---|---|---|")
     for case in options.cases if DEVICE == "cuda" else ["tiny:2:3:5:7"]:
-        lines.append(measure(case, options.compile))
+        with tempfile.TemporaryDirectory() as scratch:
+            lines.append(measure(case, options.compile, Path(scratch)))
         print(lines[-1], flush=True)
     if DEVICE == "cuda":
         write_section("rl", lines)
 
 
-def measure(case: str, compiled: bool) -> str:
+def measure(case: str, compiled: bool, scratch: Path) -> str:
     size, *numbers = case.split(":")
     prompts, samples, prompt_tokens, tokens = map(int, numbers)
     shape = TINY if size == "tiny" else replace(SIZES[size], vision=None)
@@ -87,35 +91,32 @@ def measure(case: str, compiled: bool) -> str:
     generator = torch.Generator().manual_seed(0)
     drawn = torch.randint(5, shape.vocab_size - 64, (64, prompt_tokens), generator=generator)
     sample = Sample([Message("user", "?")], "p", "en", "random")
-    tasks = [rl.Task(sample, tuple(row)) for row in drawn.tolist()]
+    tasks = [Task(sample, tuple(row)) for row in drawn.tolist()]
+
+    def draw(first: int, count: int) -> list[tuple[int, Task]]:
+        return [(at, tasks[at % 64]) for at in range(first, first + count)]
+
+    asking = Asking(config, engine, Drawn(), draw, 3, scratch)
     found = []
     for step in range(SETTLE + MEASURED):
         begin = time.perf_counter()
-        rollouts = rl._roll_out(
-            config,
-            engine,
-            Drawn(),
-            lambda first, n: [(at, tasks[at % 64]) for at in range(first, first + n)],
-            step * prompts,
-            step,
-            3,
-        )
+        rollouts = roll_out(asking, step * prompts, step)
         between = time.perf_counter()
-        rl._learn(config, model, None, optimizer, rollouts, step)
+        learn(config, model, None, optimizer, rollouts, step)
         engine.weights_changed()
         if DEVICE == "cuda":
             torch.cuda.synchronize()
         end = time.perf_counter()
         written = sum(len(answer.tokens) for answer in rollouts.answers)
         found.append((end - begin, between - begin, end - between, written))
-    seconds, generate, learn, written = (
+    seconds, generate, learning, written = (
         statistics.median(values) for values in zip(*found[SETTLE:], strict=True)
     )
     beside = f"{TRL_SECONDS[case] / seconds:.1f}×" if case in TRL_SECONDS else "—"
     speed = written / generate
     return (
         f"| {size}, {prompts} × {samples}, {prompt_tokens} → {tokens} tokens | {seconds:.3f} | "
-        f"{generate:.3f} ({generate / seconds:.0%}) | {learn:.3f} | {speed:,.0f} | {beside} |"
+        f"{generate:.3f} ({generate / seconds:.0%}) | {learning:.3f} | {speed:,.0f} | {beside} |"
     )
 
 

@@ -99,7 +99,8 @@ class Request:
     """A prompt, as messages or as token ids, and how to sample from it.
 
     Lower `priority` goes first; `deadline_seconds` counts from the moment the request is handed
-    over, and what is written by then is the answer. `mask` makes the mask of one answer.
+    over, and what is written by then is the answer. `mask` makes the mask of one answer. `only`
+    says which of the `n` answers are wanted, where not all are.
     """
 
     prompt: Sequence[Message] | Sequence[int]
@@ -108,6 +109,7 @@ class Request:
     priority: int = 0
     deadline_seconds: float | None = None
     mask: Callable[[], TokenMask] | None = None
+    only: tuple[int, ...] | None = None
 
 
 @dataclass(frozen=True)

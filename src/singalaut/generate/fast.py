@@ -201,9 +201,8 @@ class FastRunner:
             run()
         torch.cuda.current_stream().wait_stream(stream)
         graph = torch.cuda.CUDAGraph()
-        # NCCL has threads of its own, which may ask for events meanwhile
-        mode = "global" if self.ranks.size == 1 else "thread_local"
-        with torch.cuda.graph(graph, pool=self._pool, capture_error_mode=mode):
+        # other threads, of NCCL or one that trains, may ask for memory and events meanwhile
+        with torch.cuda.graph(graph, pool=self._pool, capture_error_mode="thread_local"):
             logits = run()
         self._pool = self._pool or graph.pool()
         return Graph(graph.replay, slots, picked, logits if kind == ON_HOST else logits[:0])

@@ -83,7 +83,7 @@ class PromptReader:
                 decoder=StreamDecoder(self.tokenizer) if wants_text else None,
                 mask=request.mask() if request.mask else None,
             )
-            for index in range(params.n)
+            for index in (range(params.n) if request.only is None else request.only)
         ]
 
     def read(

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 
 import torch
@@ -83,15 +83,21 @@ def merge_adapter(model: Gemma3) -> Gemma3:
     return model
 
 
-def save_adapter(model: Gemma3, folder: Path, base_name: str) -> None:
-    """Write the adapter of a model; `base_name` says what it belongs to."""
+def save_adapter(
+    model: Gemma3, folder: Path, base_name: str, weights: Mapping[str, Tensor] | None = None
+) -> None:
+    """Write the adapter of a model; `base_name` says what it belongs to.
+
+    `weights` has its parameters by name where the model's own are in pieces.
+    """
+    own = dict(model.named_parameters()) if weights is None else weights
     folder.mkdir(parents=True, exist_ok=True)
     found = dict(adapters(model))
     tensors = {}
-    for name, adapted in found.items():
+    for name in found:
         stem = peft_stem(name, nested=model.config.vision is not None)
-        tensors[f"{stem}.lora_A.weight"] = adapted.a.detach()
-        tensors[f"{stem}.lora_B.weight"] = adapted.b.detach()
+        tensors[f"{stem}.lora_A.weight"] = own[f"{name}.a"].detach()
+        tensors[f"{stem}.lora_B.weight"] = own[f"{name}.b"].detach()
     specs = [TensorSpec(name, tuple(t.shape), t.dtype) for name, t in tensors.items()]
     write_tensors(folder / WEIGHTS, specs, tensors.values())
     first = next(iter(found.values()))

@@ -21,7 +21,7 @@ from singalaut.recipe.schema import Recipe
 from singalaut.recipe.wiring import STAGES, StageFunction, join, locate, open_model, present_model
 
 log = logging.getLogger("singalaut")
-TOGETHER = ("sft", "apo")  # kinds of stages that all processes of a job work on
+TOGETHER = ("sft", "apo", "rl")  # kinds of stages that all processes of a job work on
 
 
 def run_recipe(

@@ -195,10 +195,11 @@ def _apo(stage: PlannedStage, plan: Plan, work: Work) -> None:
 
 
 def _rl(stage: PlannedStage, plan: Plan, work: Work) -> None:
-    from singalaut.contracts import derive
+    from singalaut.artifact import home
+    from singalaut.errors import DataError
     from singalaut.generate.engine import engine_over
     from singalaut.rewards.compose import ComposedReward
-    from singalaut.rewards.samples import Source, gather, place_of
+    from singalaut.rewards.samples import Source, gather
     from singalaut.rl.run import Task, run_rl
     from singalaut.text.chat import ChatFormat
     from singalaut.text.tokenizer import Tokenizer
@@ -216,25 +217,28 @@ def _rl(stage: PlannedStage, plan: Plan, work: Work) -> None:
     checked = gather(sources, seed, chat.encode, config.max_prompt_tokens)
     work.facts["prompts"] = checked.counts()
     tasks = [Task(sample, tokens) for sample, tokens in checked.prompts]
-    held_out, learned = tasks[: config.held_out], tasks[config.held_out :]
+    if len(tasks) <= config.held_out:
+        raise DataError(
+            f"there are {len(tasks)} prompts, and {config.held_out} are held out: none is left",
+            hint="take more prompts, or lower `held_out`",
+        )
     context = config.max_prompt_tokens + config.max_tokens
-
-    def draw(first: int, count: int) -> list[tuple[int, Task]]:
-        order = derive(seed, "prompts")
-        places = range(first, first + count)
-        return [(at, learned[place_of(at, len(learned), order)]) for at in places]
-
+    settings = config.engine.settings() if config.engine.kind == "local" else {}
     with ComposedReward(config.reward) as reward:
         run_rl(
             config,
             model=model,
             end_of_turn=tokenizer.end_of_turn_id,
-            draw=draw,
-            held_out=held_out,
-            sampler_of=lambda network: engine_over(network, model, context_tokens=context),
+            tasks=tasks[config.held_out :],
+            held_out=tasks[: config.held_out],
+            engine_over=lambda network: engine_over(
+                network, model, context_tokens=context, **settings
+            ),
             reward=reward,
             work=work,
             seed=seed,
+            content=" ".join([stage.inputs["model"].key, *reward.sources()]),
+            store=home() / "rl" / "difficulty.sqlite",
         )
 
 

@@ -50,7 +50,7 @@ class EndpointSampler:
         """
         self.config = config
         self._wire = Wire(config.model, own_settings, config.token_ids)
-        self._headers = _headers(config)
+        self._headers = access_headers(config)
         self._transport = transport
         self._flying = dict.fromkeys(config.urls, 0)
         self._counts: Counter[str] = Counter()
@@ -104,6 +104,10 @@ class EndpointSampler:
                     yield delta
                     if delta.finish_reason:
                         return
+
+    def use_model(self, name: str) -> None:
+        """Ask for another model of the same servers from now on."""
+        self._wire.model = name
 
     def weights_changed(self) -> None:
         """Nothing is kept here that depends on weights."""
@@ -281,7 +285,8 @@ class _Trouble:
         self.after_seconds = after_seconds
 
 
-def _headers(config: EndpointConfig) -> dict[str, str]:
+def access_headers(config: EndpointConfig) -> dict[str, str]:
+    """What a call needs to be let in. Raises: RequestError where there is no key."""
     if not config.key_variable:
         return {}
     key = os.environ.get(config.key_variable)

@@ -57,6 +57,8 @@ class Wire:
         """
         if request.mask is not None:
             raise RequestError("a mask of tokens cannot be sent to an endpoint", where=request.id)
+        if request.only is not None:
+            raise RequestError("an endpoint gives all answers or none", where=request.id)
         body: dict[str, Any] = {"model": self.model, **self._parameters(request.sampling)}
         prompt = request.prompt
         if prompt and isinstance(prompt[0], int):

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 
 from singalaut.contracts import Completion, Message, Sample, Score
 from singalaut.rewards.config import RewardConfig, RewardPart
-from singalaut.rewards.function import RewardFunction
+from singalaut.rewards.function import RewardFunction, source_hash
 from singalaut.verify.constraints.check import Constraint, check_all, in_language
 from singalaut.verify.form import answer_form, length, repeated_share
 from singalaut.verify.maths import MathsChecker, Problem
@@ -60,6 +60,10 @@ class ComposedReward:
         if not weights:
             return Score(0.0 if is_stopped else None, parts, tuple(reasons))
         return Score(0.0 if is_stopped else total / weights, parts, tuple(reasons))
+
+    def sources(self) -> list[str]:
+        """Hashes of the files in which the functions stand."""
+        return [source_hash(place) for place in sorted(self._functions)]
 
     def close(self) -> None:
         """End the worker processes."""

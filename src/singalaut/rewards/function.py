@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import json
 import math
 import os
@@ -12,6 +13,8 @@ import subprocess
 import sys
 import time
 from dataclasses import asdict
+from importlib.machinery import PathFinder
+from pathlib import Path
 from typing import Any
 
 from singalaut.contracts import Sample
@@ -98,3 +101,20 @@ class RewardFunction:
         line, _, self._unread = self._unread.partition(b"\n")
         found = json.loads(line)
         return found if isinstance(found, dict) else {}
+
+
+def source_hash(place: str) -> str:
+    """SHA-256 of the file of `module:name`, which is not run; of the name where there is no file.
+
+    What the file imports is not looked at.
+    """
+    path = [str(Path.cwd()), *sys.path]
+    spec = None
+    name = ""
+    for part in place.partition(":")[0].split("."):
+        name = f"{name}.{part}" if name else part
+        spec = PathFinder.find_spec(name, path)
+        path = list(spec.submodule_search_locations or ()) if spec is not None else []
+    file = Path(spec.origin) if spec is not None and spec.origin else None
+    data = file.read_bytes() if file is not None and file.exists() else place.encode()
+    return hashlib.sha256(data).hexdigest()

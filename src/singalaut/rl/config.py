@@ -4,11 +4,120 @@ from __future__ import annotations
 
 from typing import Any, ClassVar, Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
+from singalaut.remote.config import EndpointConfig
 from singalaut.rewards.config import PromptSource, RewardConfig
-from singalaut.settings import StageSettings
+from singalaut.settings import Settings, StageSettings
 from singalaut.train.config import AdapterConfig
+
+Unit = Literal["answer", "prompt", "call"]
+
+
+class DifficultyConfig(Settings):
+    """Which prompts are asked, by how often the starting model's answers to them pass."""
+
+    samples: int = Field(8, ge=1)
+    """Answers to each prompt that are tried."""
+    passing: float = 1.0
+    """Reward from which on an answer passes."""
+    min: float = Field(0.1, ge=0, le=1)
+    """Prompts whose answers pass more rarely are left out."""
+    max: float = Field(0.9, ge=0, le=1)
+    """Prompts whose answers pass more often are left out."""
+    order: Literal["shuffled", "easy_first", "target"] = "shuffled"
+    """`easy_first`: what a run draws goes from easy to hard. `target`: what is nearest to the
+    target comes first."""
+    target: float = Field(0.5, ge=0, le=1)
+    """For `target`: the pass rate to begin with."""
+
+    @model_validator(mode="after")
+    def _is_range(self) -> DifficultyConfig:
+        if self.min > self.max:
+            raise ValueError(f"`min` is {self.min}, `max` only {self.max}")
+        return self
+
+
+class LocalEngine(Settings):
+    """The engine of this process, which reads the weights that are trained."""
+
+    kind: Literal["local"] = "local"
+    batch_invariant: bool = False
+    """Slower; no number depends on what else is answered, so that a killed run keeps every answer
+    that was finished. Without it, it keeps the calls that were: that for a step's prompts, and
+    those for refills."""
+    batch_size: int | None = Field(default=None, ge=1)
+    """Answers that are written at once; None takes what suits the device."""
+    cache_gib: float | None = Field(default=None, gt=0)
+    """Memory for keys and values; None takes a share of what is free."""
+
+    @property
+    def keeps(self) -> Unit:
+        """What a resumed run takes over of a step that was being answered."""
+        return "answer" if self.batch_invariant else "call"
+
+    def settings(self) -> dict[str, Any]:
+        """What the engine is told."""
+        cache_bytes = None if self.cache_gib is None else int(self.cache_gib * 2**30)
+        return {
+            "batch_invariant": self.batch_invariant,
+            "batch_size": self.batch_size,
+            "cache_bytes": cache_bytes,
+        }
+
+
+class RemoteEngine(Settings):
+    """vLLM servers that are given the weights of every step through a shared folder."""
+
+    kind: Literal["remote"]
+    endpoints: tuple[str, ...] = Field(min_length=1)
+    """Base addresses, up to and with `/v1`; prompts are spread over them."""
+    model: str = Field(min_length=1)
+    """What the servers call the model; with `update = "adapter"`, what adapters are called."""
+    folder: str = Field(min_length=1)
+    """A folder that this machine and the servers see under the same path. New weights lie in
+    `model`, a link that is switched, or for adapters in one folder each."""
+    update: Literal["reload", "adapter"] = "reload"
+    """`reload`: the servers, started on `FOLDER/model` with `VLLM_SERVER_DEV_MODE=1`, read all
+    weights again. `adapter`: servers of the starting model, with `--enable-lora` and
+    `VLLM_ALLOW_RUNTIME_LORA_UPDATING=1`, load the adapter that is trained."""
+    key_variable: str = ""
+    """Environment variable that holds the access key; empty sends none."""
+    concurrency: int = Field(64, ge=1)
+    """Prompts in flight at once, over all addresses; each has `samples` answers."""
+    timeout_seconds: float = Field(1800.0, gt=0)
+    """Until the answers to a prompt, or new weights, must be there."""
+    retries: int = Field(6, ge=0)
+    """How often a call is repeated after a refusal or failure that may pass."""
+
+    @model_validator(mode="after")
+    def _has_addresses(self) -> RemoteEngine:
+        self.endpoint()
+        return self
+
+    @property
+    def keeps(self) -> Unit:
+        """What a resumed run takes over of a step that was being answered."""
+        return "prompt"
+
+    def endpoint(self) -> EndpointConfig:
+        """How the servers are asked."""
+        return EndpointConfig(
+            urls=self.endpoints,
+            model=self.model,
+            key_variable=self.key_variable,
+            concurrency=self.concurrency,
+            timeout_seconds=self.timeout_seconds,
+            retries=self.retries,
+            token_ids=True,
+            requests_per_minute=None,
+            tokens_per_minute=None,
+        )
+
+
+WHERE = dict.fromkeys(
+    ("endpoints", "folder", "key_variable", "concurrency", "timeout_seconds", "retries"), True
+)
 
 
 class RlConfig(StageSettings):
@@ -20,6 +129,7 @@ class RlConfig(StageSettings):
         "model": True,
         "prompts": {"__all__": {"path"}},
         "save_every": True,
+        "engine": WHERE,
     }
 
     kind: Literal["rl"] = "rl"
@@ -75,6 +185,16 @@ class RlConfig(StageSettings):
     """Steps of linear rise."""
     max_gradient_norm: float = Field(1.0, gt=0)
     """Gradients are scaled down to this global norm."""
+    difficulty: DifficultyConfig | None = None
+    """Measure how hard each prompt is for the starting model, and choose by it."""
+    engine: LocalEngine | RemoteEngine = Field(LocalEngine(), discriminator="kind")
+    """Who answers."""
+    overlap: bool = False
+    """Answer the prompts of the next step while this one is learned from: answers are one step
+    old, which `importance_cap` corrects. The engine gets a copy of the weights."""
+    sharded: bool = False
+    """Of several processes, each holds a part of weights, gradients and moments and a whole copy
+    for its engine; without it, each holds everything."""
     adapter: AdapterConfig | None = None
     """Train a low-rank adapter; without it, all weights."""
     precision: Literal["float32", "master", "rounded"] = "float32"
@@ -85,6 +205,16 @@ class RlConfig(StageSettings):
     """Compile the layers for learning."""
     save_every: int = Field(5, ge=1)
     """Steps between the checkpoints that a killed run resumes from."""
+
+    @model_validator(mode="after")
+    def _fits_together(self) -> RlConfig:
+        if self.overlap and self.temperature != 1:
+            raise ValueError(
+                "`overlap` needs a `temperature` of 1: else the answers' age cannot be corrected"
+            )
+        if self.engine.kind == "remote" and self.engine.update == "adapter" and not self.adapter:
+            raise ValueError('`update = "adapter"` needs an `adapter` that is trained')
+        return self
 
     def inputs(self) -> dict[str, str]:
         return {"model": self.model}

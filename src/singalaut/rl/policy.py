@@ -7,7 +7,7 @@ alone. The loss functions see them as [B, T]: B answers, T tokens of the longest
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -29,6 +29,7 @@ from singalaut.model.attention import Packed
 from singalaut.model.gemma3 import Gemma3
 from singalaut.rl.config import RlConfig
 from singalaut.rl.rollouts import Rollout, Rollouts
+from singalaut.rl.team import ALONE, Team
 from singalaut.train.step import descend
 
 
@@ -69,6 +70,24 @@ def rows_of(answers: Sequence[Rollout], max_tokens: int) -> list[list[int]]:
     return rows + [[number] for number in np.flatnonzero(lengths > max_tokens).tolist()]
 
 
+def own_rows(
+    answers: Sequence[Rollout], max_tokens: int, team: Team
+) -> list[tuple[list[int], bool]]:
+    """The rows of this process, and whether they count.
+
+    All processes get equally many, if need be one that does not count, and rows are short enough
+    for each to have one.
+    """
+    lengths = [len(a.prompt) + len(a.tokens) for a in answers]
+    if team.size > 1:
+        max_tokens = min(max_tokens, math.ceil(sum(lengths) / team.size))
+    rows = rows_of(answers, max_tokens)
+    own = [(row, True) for row in team.share(rows)]
+    if len(own) < math.ceil(len(rows) / team.size):
+        own.append(([lengths.index(min(lengths))], False))
+    return own
+
+
 def answer_logprobs(
     model: Gemma3, answers: Sequence[Rollout], temperature: float
 ) -> tuple[list[Tensor], list[Tensor]]:
@@ -100,24 +119,26 @@ def policy_step(
     rollouts: Rollouts,
     config: RlConfig,
     learning_rate: float,
-    known: Sequence[Known] | None = None,
+    known: Mapping[int, Known] | None = None,
+    team: Team = ALONE,
 ) -> PolicyMeters:
-    """Accumulate the gradients of all answers of a step, clip, update.
+    """Accumulate the gradients of all answers of a step over all processes, clip, update.
 
     `known` has what was computed before a first update; without it, the probabilities of now are
     the old ones. Where loss or gradient are not finite, nothing is changed.
     """
     answers = rollouts.answers
-    learned = [_is_learned(answer, config) for answer in answers]
+    learned = [is_learned(answer, config) for answer in answers]
     step_tokens = max(1, sum(len(a.tokens) for a, yes in zip(answers, learned, strict=True) if yes))
-    sums = np.zeros(6)
-    largest = loss_sum = 0.0
-    for row in rows_of(answers, config.micro_tokens):
+    sums = np.zeros(7)
+    largest = 0.0
+    for row, counts in own_rows(answers, config.micro_tokens, team):
         chosen = [answers[number] for number in row]
         logprobs, entropies = answer_logprobs(model, chosen, config.temperature)
         now = pad_sequence(logprobs, batch_first=True)
         exists = pad_sequence([torch.ones_like(part) for part in logprobs], batch_first=True) > 0
-        mask = exists & torch.tensor([learned[n] for n in row], device=now.device)[:, None]
+        taught = torch.tensor([counts and learned[n] for n in row], device=now.device)
+        mask = exists & taught[:, None]
         sampled = pad_sequence(
             [torch.tensor(a.logprobs, device=now.device) for a in chosen], batch_first=True
         ).float()
@@ -136,8 +157,9 @@ def policy_step(
             distance = kl_estimate(now, theirs, mask, config.kl_kind)
             loss = loss + config.kl * distance
         total = _aggregate(loss, mask, config, len(answers), step_tokens)
-        total.backward()
-        loss_sum += total.item()
+        # gradients of weights that are cut are averaged, others summed
+        (total * team.cut.size).backward()
+        sums[6] += total.item()
         with torch.no_grad():
             ratio = torch.where(mask, (now - old).exp(), 1.0)
             apart = torch.where(mask, (now - sampled).abs(), 0.0)
@@ -145,10 +167,15 @@ def policy_step(
             low = (ratio < 1 - config.clip_low) & mask
             high = (ratio > 1 + config.clip_high) & mask
             parts = (entropy, low, high, apart, torch.where(mask, distance, 0.0), mask)
-            sums += torch.stack([part.sum(dtype=torch.float64) for part in parts]).cpu().numpy()
+            figures = torch.stack([part.sum(dtype=torch.float64) for part in parts])
+            sums[:6] += figures.cpu().numpy()
             largest = max(largest, apart.max().item())
-    norm, _ = descend(optimizer, learning_rate, config.max_gradient_norm, loss_sum)
-    means = sums[:5] / max(1, sums[5])
+    device = team.world.device
+    *totals, learned_tokens, loss_sum = team.world.total(torch.from_numpy(sums).to(device)).tolist()
+    largest = team.largest(torch.tensor(largest, device=device)).item()
+    team.sum_gradients([p for group in optimizer.param_groups for p in group["params"]])
+    norm, _ = descend(optimizer, learning_rate, config.max_gradient_norm, loss_sum, team.cut)
+    means = [total / max(1, learned_tokens) for total in totals]
     return PolicyMeters(
         loss_sum,
         norm,
@@ -158,11 +185,12 @@ def policy_step(
         means[3] if config.temperature == 1 else math.nan,
         largest if config.temperature == 1 else math.nan,
         means[4],
-        int(sums[5]),
+        int(learned_tokens),
     )
 
 
-def _is_learned(answer: Rollout, config: RlConfig) -> bool:
+def is_learned(answer: Rollout, config: RlConfig) -> bool:
+    """Whether there is something to learn from an answer."""
     if answer.is_truncated and config.truncated == "mask":
         return False
     return answer.score.value is not None and answer.advantage != 0

@@ -7,9 +7,10 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -55,6 +56,8 @@ class Rollouts:
     flat_groups: int  # that were drawn, but whose answers did not differ
     next_place: int  # of the first prompt that the following step may draw
     seconds: dict[str, float]
+    failures: dict[str, int] = field(default_factory=dict)
+    """Prompts that got no answers, by what was the matter."""
 
     @property
     def rewards(self) -> np.ndarray:
@@ -66,32 +69,51 @@ class Rollouts:
         return replace(self, answers=tuple(replace(a, advantage=float(w)) for a, w in pairs))
 
 
+def as_row(answer: Rollout) -> dict[str, Any]:
+    """An answer as plain values."""
+    return {
+        "prompt_id": answer.prompt_id,
+        "place": answer.place,
+        "language": answer.language,
+        "source": answer.source,
+        "prompt": list(answer.prompt),
+        "tokens": list(answer.tokens),
+        "logprobs": list(answer.logprobs),
+        "text": answer.text,
+        "finish_reason": answer.finish_reason,
+        "reward": answer.score.value,
+        "parts": json.dumps(answer.score.parts),
+        "reasons": list(answer.score.reasons),
+        "advantage": answer.advantage,
+    }
+
+
+def from_row(row: Mapping[str, Any]) -> Rollout:
+    """The answer that `as_row` has made plain."""
+    return Rollout(
+        row["prompt_id"],
+        row["place"],
+        row["language"],
+        row["source"],
+        tuple(row["prompt"]),
+        tuple(row["tokens"]),
+        tuple(row["logprobs"]),
+        row["text"],
+        row["finish_reason"],
+        Score(row["reward"], json.loads(row["parts"]), tuple(row["reasons"])),
+        row["advantage"],
+    )
+
+
 def save_rollouts(folder: Path, step: int, rollouts: Rollouts) -> None:
     """Write the step's answers; the file appears whole or not at all."""
     folder.mkdir(parents=True, exist_ok=True)
-    rows = [
-        {
-            "prompt_id": a.prompt_id,
-            "place": a.place,
-            "language": a.language,
-            "source": a.source,
-            "prompt": list(a.prompt),
-            "tokens": list(a.tokens),
-            "logprobs": list(a.logprobs),
-            "text": a.text,
-            "finish_reason": a.finish_reason,
-            "reward": a.score.value,
-            "parts": json.dumps(a.score.parts),
-            "reasons": list(a.score.reasons),
-            "advantage": a.advantage,
-        }
-        for a in rollouts.answers
-    ]
     about = {
         "groups": rollouts.groups,
         "flat_groups": rollouts.flat_groups,
         "next_place": rollouts.next_place,
         "seconds": rollouts.seconds,
+        "failures": rollouts.failures,
     }
     schema = pa.schema(
         [
@@ -113,6 +135,7 @@ def save_rollouts(folder: Path, step: int, rollouts: Rollouts) -> None:
     )
     file = folder / FILE.format(step)
     temporary = file.with_suffix(".tmp")
+    rows = [as_row(answer) for answer in rollouts.answers]
     pq.write_table(pa.Table.from_pylist(rows, schema), temporary, compression="zstd")
     with temporary.open("rb") as handle:
         os.fsync(handle.fileno())
@@ -126,22 +149,11 @@ def load_rollouts(folder: Path, step: int) -> Rollouts | None:
         return None
     table = pq.read_table(file)
     about = json.loads(table.schema.metadata[b"step"])
-    answers = tuple(
-        Rollout(
-            row["prompt_id"],
-            row["place"],
-            row["language"],
-            row["source"],
-            tuple(row["prompt"]),
-            tuple(row["tokens"]),
-            tuple(row["logprobs"]),
-            row["text"],
-            row["finish_reason"],
-            Score(row["reward"], json.loads(row["parts"]), tuple(row["reasons"])),
-            row["advantage"],
-        )
-        for row in table.to_pylist()
-    )
     return Rollouts(
-        answers, about["groups"], about["flat_groups"], about["next_place"], about["seconds"]
+        tuple(from_row(row) for row in table.to_pylist()),
+        about["groups"],
+        about["flat_groups"],
+        about["next_place"],
+        about["seconds"],
+        about["failures"],
     )
