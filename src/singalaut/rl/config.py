@@ -206,6 +206,14 @@ class RlConfig(StageSettings):
     save_every: int = Field(5, ge=1)
     """Steps between the checkpoints that a killed run resumes from."""
 
+    @model_validator(mode="before")
+    @classmethod
+    def _engine_is_local(cls, given: Any) -> Any:
+        engine = given.get("engine") if isinstance(given, dict) else None
+        if isinstance(engine, dict) and "kind" not in engine:
+            return {**given, "engine": {"kind": "local", **engine}}
+        return given
+
     @model_validator(mode="after")
     def _fits_together(self) -> RlConfig:
         if self.overlap and self.temperature != 1:

@@ -105,8 +105,9 @@ class Checkpoints:
         if last is None:
             return 0
         parts = Parts(last)
-        with torch.random.fork_rng(devices=[]):
-            _create_state(self._optimizer)
+        if parts.has_moments:  # else nothing had been learned yet
+            with torch.random.fork_rng(devices=[]):
+                _create_state(self._optimizer)
         for name, tensor, place, _ in self._held():
             parts.read_into(local(tensor), name, place)
         return parts.about["step"]

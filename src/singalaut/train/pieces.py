@@ -68,6 +68,11 @@ class Parts:
     def __contains__(self, name: str) -> bool:
         return name in self._pieces
 
+    @property
+    def has_moments(self) -> bool:
+        """Whether the optimiser has made a step, and so had numbers to write."""
+        return any(not name.startswith(("weight.", "average.")) for name in self._pieces)
+
     def shape(self, name: str) -> tuple[int, ...]:
         """The shape of a whole tensor."""
         ends = [
