@@ -123,7 +123,8 @@ def wait_and_kill(
         step, lines = being_answered(work)
         if while_answering and not 0 < lines < PROMPTS * SAMPLES:
             continue
-        os.killpg(child.pid, signal.SIGKILL)
+        for process in (child.pid, *descendants(child.pid)):
+            os.kill(process, signal.SIGKILL)
         child.wait()
         step, lines = being_answered(work)
         learned = len([line for line in metrics(work) if "next_place" in line])
@@ -131,6 +132,12 @@ def wait_and_kill(
             return f"while step {step} was answered, {lines} answers kept, {learned} steps learned"
         return f"after {learned} steps were learned"
     return None
+
+
+def descendants(process: int) -> list[int]:
+    """Processes that it has started, and theirs; `torchrun` gives each a session of its own."""
+    children = Path(f"/proc/{process}/task/{process}/children").read_text().split()
+    return [found for child in map(int, children) for found in (child, *descendants(child))]
 
 
 def being_answered(work: Path) -> tuple[int, int]:

@@ -53,8 +53,6 @@ def run(tmp_path, model, name, config=None, reward=None, wrap=lambda engine: eng
     folder = tmp_path / name
     folder.mkdir(exist_ok=True)
     work, all_tasks = Work(folder), tasks()
-    local = config.engine.kind == "local"
-    engine_settings = config.engine.settings() if local else {}
     run_rl(
         config,
         model=model,
@@ -62,7 +60,7 @@ def run(tmp_path, model, name, config=None, reward=None, wrap=lambda engine: eng
         tasks=all_tasks,
         held_out=all_tasks[:2] if config.held_out else [],
         engine_over=lambda network: wrap(
-            engine_over(network, model, context_tokens=32, **engine_settings)
+            engine_over(network, model, context_tokens=32, **config.engine.settings())
         ),
         reward=reward or Even(),
         work=work,

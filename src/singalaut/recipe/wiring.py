@@ -223,7 +223,6 @@ def _rl(stage: PlannedStage, plan: Plan, work: Work) -> None:
             hint="take more prompts, or lower `held_out`",
         )
     context = config.max_prompt_tokens + config.max_tokens
-    settings = config.engine.settings() if config.engine.kind == "local" else {}
     with ComposedReward(config.reward) as reward:
         run_rl(
             config,
@@ -232,7 +231,7 @@ def _rl(stage: PlannedStage, plan: Plan, work: Work) -> None:
             tasks=tasks[config.held_out :],
             held_out=tasks[: config.held_out],
             engine_over=lambda network: engine_over(
-                network, model, context_tokens=context, **settings
+                network, model, context_tokens=context, **config.engine.settings()
             ),
             reward=reward,
             work=work,

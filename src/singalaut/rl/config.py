@@ -4,14 +4,12 @@ from __future__ import annotations
 
 from typing import Any, ClassVar, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, ValidationError, field_validator, model_validator
 
 from singalaut.remote.config import EndpointConfig
 from singalaut.rewards.config import PromptSource, RewardConfig
 from singalaut.settings import Settings, StageSettings
 from singalaut.train.config import AdapterConfig
-
-Unit = Literal["answer", "prompt", "call"]
 
 
 class DifficultyConfig(Settings):
@@ -38,45 +36,27 @@ class DifficultyConfig(Settings):
         return self
 
 
-class LocalEngine(Settings):
-    """The engine of this process, which reads the weights that are trained."""
+class EngineConfig(Settings):
+    """Who answers: the engine of this process, or vLLM servers that get each step's weights."""
 
-    kind: Literal["local"] = "local"
+    kind: Literal["local", "remote"] = "local"
+    """`local` reads the weights that are trained; `remote` are servers behind a shared folder."""
     batch_invariant: bool = False
-    """Slower; no number depends on what else is answered, so that a killed run keeps every answer
-    that was finished. Without it, it keeps the calls that were: that for a step's prompts, and
-    those for refills."""
+    """For `local`. Slower; no number depends on what else is answered, so that a killed run keeps
+    every answer that was finished. Without it, it keeps the calls that were: that for a step's
+    prompts, and those for refills."""
     batch_size: int | None = Field(default=None, ge=1)
-    """Answers that are written at once; None takes what suits the device."""
+    """For `local`: answers that are written at once; None takes what suits the device."""
     cache_gib: float | None = Field(default=None, gt=0)
-    """Memory for keys and values; None takes a share of what is free."""
-
-    @property
-    def keeps(self) -> Unit:
-        """What a resumed run takes over of a step that was being answered."""
-        return "answer" if self.batch_invariant else "call"
-
-    def settings(self) -> dict[str, Any]:
-        """What the engine is told."""
-        cache_bytes = None if self.cache_gib is None else int(self.cache_gib * 2**30)
-        return {
-            "batch_invariant": self.batch_invariant,
-            "batch_size": self.batch_size,
-            "cache_bytes": cache_bytes,
-        }
-
-
-class RemoteEngine(Settings):
-    """vLLM servers that are given the weights of every step through a shared folder."""
-
-    kind: Literal["remote"]
-    endpoints: tuple[str, ...] = Field(min_length=1)
-    """Base addresses, up to and with `/v1`; prompts are spread over them."""
-    model: str = Field(min_length=1)
-    """What the servers call the model; with `update = "adapter"`, what adapters are called."""
-    folder: str = Field(min_length=1)
-    """A folder that this machine and the servers see under the same path. New weights lie in
-    `model`, a link that is switched, or for adapters in one folder each."""
+    """For `local`: memory for keys and values; None takes a share of what is free."""
+    endpoints: tuple[str, ...] = ()
+    """For `remote`: base addresses, up to and with `/v1`; prompts are spread over them."""
+    model: str = ""
+    """For `remote`: what the servers call the model; with `update = "adapter"`, how the names of
+    adapters begin."""
+    folder: str = ""
+    """For `remote`: a folder that this machine and the servers see under the same path. New
+    weights lie in `model`, a link that is switched, or for adapters in one folder each."""
     update: Literal["reload", "adapter"] = "reload"
     """`reload`: the servers, started on `FOLDER/model` with `VLLM_SERVER_DEV_MODE=1`, read all
     weights again. `adapter`: servers of the starting model, with `--enable-lora` and
@@ -90,15 +70,46 @@ class RemoteEngine(Settings):
     retries: int = Field(6, ge=0)
     """How often a call is repeated after a refusal or failure that may pass."""
 
+    @field_validator("endpoints")
+    @classmethod
+    def _addresses(cls, endpoints: tuple[str, ...]) -> tuple[str, ...]:
+        try:
+            if endpoints:
+                EndpointConfig.model_validate({"urls": endpoints, "model": "any"})
+        except ValidationError as error:
+            raise ValueError(str(error.errors()[0]["ctx"]["error"])) from None
+        return endpoints
+
     @model_validator(mode="after")
-    def _has_addresses(self) -> RemoteEngine:
-        self.endpoint()
+    def _is_one_of_both(self) -> EngineConfig:
+        given = {name: getattr(self, name) for name in ("endpoints", "model", "folder")}
+        if self.kind == "local":
+            if named := next((name for name, value in given.items() if value), None):
+                raise ValueError(f'`{named}` is for servers: add `kind = "remote"`')
+            return self
+        if lacking := next((name for name, value in given.items() if not value), None):
+            raise ValueError(f"servers need `{lacking}`")
+        if self.batch_invariant or self.batch_size or self.cache_gib:
+            raise ValueError(
+                "servers have their own `batch_size` and cache, and are not batch-invariant"
+            )
         return self
 
     @property
-    def keeps(self) -> Unit:
+    def keeps(self) -> Literal["answer", "prompt", "call"]:
         """What a resumed run takes over of a step that was being answered."""
-        return "prompt"
+        if self.kind == "remote":
+            return "prompt"
+        return "answer" if self.batch_invariant else "call"
+
+    def settings(self) -> dict[str, Any]:
+        """What the engine of this process is told."""
+        cache_bytes = None if self.cache_gib is None else int(self.cache_gib * 2**30)
+        return {
+            "batch_invariant": self.batch_invariant,
+            "batch_size": self.batch_size,
+            "cache_bytes": cache_bytes,
+        }
 
     def endpoint(self) -> EndpointConfig:
         """How the servers are asked."""
@@ -187,7 +198,7 @@ class RlConfig(StageSettings):
     """Gradients are scaled down to this global norm."""
     difficulty: DifficultyConfig | None = None
     """Measure how hard each prompt is for the starting model, and choose by it."""
-    engine: LocalEngine | RemoteEngine = Field(LocalEngine(), discriminator="kind")
+    engine: EngineConfig = Field(default_factory=lambda: EngineConfig.model_validate({}))
     """Who answers."""
     overlap: bool = False
     """Answer the prompts of the next step while this one is learned from: answers are one step
@@ -205,14 +216,6 @@ class RlConfig(StageSettings):
     """Compile the layers for learning."""
     save_every: int = Field(5, ge=1)
     """Steps between the checkpoints that a killed run resumes from."""
-
-    @model_validator(mode="before")
-    @classmethod
-    def _engine_is_local(cls, given: Any) -> Any:
-        engine = given.get("engine") if isinstance(given, dict) else None
-        if isinstance(engine, dict) and "kind" not in engine:
-            return {**given, "engine": {"kind": "local", **engine}}
-        return given
 
     @model_validator(mode="after")
     def _fits_together(self) -> RlConfig:

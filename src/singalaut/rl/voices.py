@@ -29,7 +29,7 @@ from singalaut.model.hf import (
 from singalaut.model.lora import LoraLinear, save_adapter
 from singalaut.remote.endpoint import EndpointSampler
 from singalaut.remote.weights import WeightCalls
-from singalaut.rl.config import RemoteEngine, RlConfig
+from singalaut.rl.config import EngineConfig, RlConfig
 from singalaut.rl.team import Team
 from singalaut.train.parallel import whole
 
@@ -91,7 +91,7 @@ def plain_weights(network: Gemma3) -> Iterator[tuple[str, Tensor]]:
             yield name, whole(module.get_parameter(leaf))
 
 
-def _served(settings: RemoteEngine, network: Gemma3, model: Path, team: Team) -> Voice:
+def _served(settings: EngineConfig, network: Gemma3, model: Path, team: Team) -> Voice:
     """Servers that take new weights from a folder that they share with this machine."""
     sampler = EndpointSampler(settings.endpoint())
     calls = WeightCalls(settings.endpoint())
