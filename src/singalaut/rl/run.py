@@ -130,6 +130,7 @@ def run_rl(
                 raise SystemExit(0)
     checkpoints.finish()
     _measure(asking, held_out, config.steps, work)
+    work.facts["sampler"] = voice.sampler.statistics()
     if saves:
         write_model(network, config.adapter, model, work, seed, team.cut)
     if team.is_first:
