@@ -41,12 +41,12 @@ output = "OUTPUT"
 base = "MODEL"
 [[stage]]
 kind = "rl"
-prompts = [{{ generate = 40, languages = ["id", "en"] }}]
-reward = {{ parts = [{{ kind = "constraints" }}, {{ kind = "repetition" }}] }}
+prompts = [{{ path = "prompts.jsonl" }}]
+reward = {{ parts = [{{ kind = "length", words = 3 }}, {{ kind = "repetition" }}] }}
 steps = {STEPS}
 prompts_per_step = {PROMPTS}
 samples = {SAMPLES}
-max_tokens = 32
+max_tokens = 40
 truncated = "keep"
 held_out = 4
 evaluate_every = 4
@@ -69,6 +69,9 @@ def main() -> None:
     differing = 0
     with tempfile.TemporaryDirectory() as folder:
         make_model(Path(folder) / "model")
+        rows = [{"prompt": f"{n} + {n % 7} = ?", "language": "id"} for n in range(60)]
+        lines = "".join(json.dumps(row) + "\n" for row in rows)
+        (Path(folder) / "prompts.jsonl").write_text(lines)
         for case in options.cases:
             differing += try_case(Path(folder), case, options.kills)
     sys.exit(bool(differing))
@@ -89,7 +92,7 @@ def try_case(folder: Path, case: str, kills: int) -> int:
     while done < kills:
         child = start(folder, f"{case}-killed", processes)
         output = folder / f"{case}-killed"
-        found = wait_and_kill(child, output, done % 2 == 0, longest / 4, generator)
+        found = wait_and_kill(child, output, done % 2 == 0, longest / 2, generator)
         if found is None:  # it had finished: from the beginning again
             shutil.rmtree(output)
             continue
@@ -110,6 +113,7 @@ def wait_and_kill(
 ) -> str | None:
     """Kill the command within so many seconds of its work; says when. None if it ended before."""
     begun = until = 0.0
+    known = (-1, 0)
     while child.poll() is None:
         time.sleep(0.002)
         work = next(folder.glob("kill/rl-*.partial"), None)
@@ -118,10 +122,12 @@ def wait_and_kill(
         if not begun:  # with its work, that is, after what it needs has been loaded
             begun = time.monotonic()
             until = begun + generator.uniform(0, seconds)
+            known = being_answered(work)
         if time.monotonic() < until:
             continue
         step, lines = being_answered(work)
-        if while_answering and not 0 < lines < PROMPTS * SAMPLES:
+        is_new = (step, lines) != known and 0 < lines < PROMPTS * SAMPLES
+        if while_answering and not is_new:
             continue
         for process in (child.pid, *descendants(child.pid)):
             os.kill(process, signal.SIGKILL)
@@ -129,8 +135,8 @@ def wait_and_kill(
         step, lines = being_answered(work)
         learned = len([line for line in metrics(work) if "next_place" in line])
         if lines:
-            return f"while step {step} was answered, {lines} answers kept, {learned} steps learned"
-        return f"after {learned} steps were learned"
+            return f"{learned} steps learned; {lines} answers to step {step} were written"
+        return f"{learned} steps learned"
     return None
 
 

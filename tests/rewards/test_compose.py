@@ -98,6 +98,12 @@ def hangs(response, prompt, sample): time.sleep(60)
 def forks(response, prompt, sample):
     if os.fork() == 0: time.sleep(60)
     return 1
+def twins(response, prompt, sample):
+    os.fork()
+    return len(response)
+def leaves(response, prompt, sample):
+    if os.fork() == 0: raise SystemExit
+    return len(response)
 def dies(response, prompt, sample): os._exit(3)
 def nan(response, prompt, sample): return float("nan")
 def text(response, prompt, sample): return "much"
@@ -127,6 +133,11 @@ def test_functions_of_users_cannot_do_harm(functions):
     forks = RewardFunction("mine:forks", 5.0)
     assert forks.call("x", ASKED, sample())[0] == 1
     forks.close()
+    for name in ("twins", "leaves"):  # two processes must not both read and answer
+        function = RewardFunction(f"mine:{name}", 5.0)
+        found = [function.call("x" * n, ASKED, sample())[0] for n in range(30)]
+        assert found == list(range(30))
+        function.close()
     with pytest.raises(RecipeError, match="cannot be used"):
         RewardFunction("mine:nothing", 1.0).call("x", ASKED, sample())
 

@@ -1,6 +1,7 @@
 """The process in which a user's reward function runs: JSON lines in, JSON lines out.
 
-What the function prints goes to standard error, so that it cannot be taken for an answer.
+What the function prints goes to standard error, so that it cannot be taken for an answer. A process
+that it forks and that returns from it ends there: only the first one reads and answers.
 """
 
 from __future__ import annotations
@@ -28,13 +29,31 @@ def main() -> None:
         say(error=f"{type(error).__name__}: {error}")
         return
     say(ready=True)
+    own = os.getpid()
     for line in sys.stdin:
         try:
             found = function(**json.loads(line))
             value, reason = found if isinstance(found, tuple) else (found, "")
-            say(value=float(value), reason=str(reason))
+            reply = {"value": float(value), "reason": str(reason)}
         except Exception as error:  # so may a user's function
-            say(error=f"{type(error).__name__}: {error}")
+            reply = {"error": f"{type(error).__name__}: {error}"}
+        except BaseException:  # a child that was forked in the function, and leaves
+            if os.getpid() == own:
+                raise
+            os._exit(0)
+        if os.getpid() != own:
+            os._exit(0)
+        _reap()
+        say(**reply)
+
+
+def _reap() -> None:
+    """Let go of forked processes that have ended."""
+    try:
+        while os.waitpid(-1, os.WNOHANG)[0]:
+            pass
+    except ChildProcessError:
+        pass
 
 
 if __name__ == "__main__":
