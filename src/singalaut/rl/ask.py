@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
 from singalaut.contracts import Completion, Request, Reward, Sample, Sampler, SamplingParams, derive
@@ -20,7 +21,7 @@ from singalaut.errors import DataError
 from singalaut.loss.dr_grpo import Baseline, advantages
 from singalaut.rl.config import RlConfig
 from singalaut.rl.kept import Kept
-from singalaut.rl.rollouts import Rollout, Rollouts, as_row, from_row
+from singalaut.rl.rollouts import Rollout, Rollouts, as_row, from_row, is_lively
 from singalaut.rl.team import ALONE, Team
 
 BASELINES: dict[str, Baseline] = {"dr_grpo": "mean", "rloo": "leave_one_out"}
@@ -76,7 +77,8 @@ def roll_out(asking: Asking, place: int, step: int) -> Rollouts:
                 if isinstance(group, str):
                     failures[group] += 1
                 else:
-                    (flat if _is_flat(group) else kept).append(group)
+                    rewards = np.array([answer.reward for answer in group])
+                    (kept if is_lively(rewards) else flat).append(group)
     found = kept[:wanted] or flat[:wanted]  # a step that teaches nothing is written down, too
     if not found:
         raise DataError(
@@ -91,8 +93,9 @@ def roll_out(asking: Asking, place: int, step: int) -> Rollouts:
         seconds,
         dict(failures),
     )
-    rewards = torch.from_numpy(rollouts.rewards)
-    worth = advantages(rewards, BASELINES.get(config.method, "standardised"))
+    worth = advantages(
+        torch.from_numpy(rollouts.rewards), BASELINES.get(config.method, "standardised")
+    )
     return rollouts.with_advantages(worth.flatten().tolist())
 
 
@@ -196,12 +199,6 @@ def _scored(asking: Asking, place: int, task: Task, group: Sequence[Completion])
             )
         )
     return rollouts
-
-
-def _is_flat(group: Sequence[Rollout]) -> bool:
-    """Whether all scored answers have the same reward, so that nothing can be learned."""
-    rewards = [answer.reward for answer in group if answer.score.value is not None]
-    return len(rewards) < 2 or max(rewards) - min(rewards) < 1e-6
 
 
 def _encoded(group: Group) -> Any:

@@ -27,7 +27,8 @@ def figures_of(
     answers, rewards = rollouts.answers, rollouts.rewards
     solved = np.nan_to_num(rewards) >= 1
     tokens = sum(len(a.tokens) for a in answers)
-    drawn = rollouts.groups + rollouts.flat_groups
+    taught = 0 if rollouts.is_flat else rollouts.groups
+    drawn = taught + rollouts.flat_groups
     figures: dict[str, Any] = {
         "reward": _mean(rewards.ravel()),
         "reward_by_language": _by(answers, lambda a: a.language),
@@ -82,7 +83,11 @@ class Watch:
                     "step %d: answers have %.0f tokens, at the beginning %.0f", step, mean, usual
                 )
         if figures["flat_groups"] == 1:
-            log.warning("step %d: no prompt had answers of different reward", step)
+            log.warning(
+                "step %d: no prompt had answers of different reward, for %d steps now",
+                step,
+                self.flat_steps + 1,
+            )
         if figures.get("mismatch", 0) > OLD_WEIGHTS:
             log.warning(
                 "step %d: engine and trainer differ by %.2f nats a token: have they other weights?",

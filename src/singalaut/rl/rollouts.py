@@ -64,9 +64,20 @@ class Rollouts:
         """[P, G], NaN where not scored."""
         return np.array([answer.reward for answer in self.answers]).reshape(self.groups, -1)
 
+    @property
+    def is_flat(self) -> bool:
+        """Whether the answers are those of prompts that teach nothing, as no others were found."""
+        return not any(is_lively(row) for row in self.rewards)
+
     def with_advantages(self, advantages: Sequence[float]) -> Rollouts:
         pairs = zip(self.answers, advantages, strict=True)
         return replace(self, answers=tuple(replace(a, advantage=float(w)) for a, w in pairs))
+
+
+def is_lively(rewards: np.ndarray) -> bool:
+    """Whether scored answers differ in reward, so that something can be learned."""
+    scored = rewards[np.isfinite(rewards)]
+    return len(scored) > 1 and bool(scored.max() - scored.min() >= 1e-6)
 
 
 def as_row(answer: Rollout) -> dict[str, Any]:
