@@ -132,8 +132,10 @@ def report_of(lines: Sequence[dict[str, Any]], wanted: DifficultyConfig) -> dict
 
 
 def _shown(row: dict[str, Any]) -> str:
-    shares = " ".join(f"{n}:{count}" for n, count in enumerate(row["passes"]) if count)
-    return f"{row['kept']} of {row['prompts']} prompts kept; answers that pass: {shares or 'none'}"
+    most = len(row["passes"]) - 1
+    found = [f"{count} with {n}" for n, count in enumerate(row["passes"]) if count]
+    counts = ", ".join(found) or "none could be scored"
+    return f"{row['kept']} of {row['prompts']} prompts kept; passes of {most}: {counts}"
 
 
 def _line(task: Task, rewards: Rewards, wanted: DifficultyConfig) -> dict[str, Any]:

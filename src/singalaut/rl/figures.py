@@ -88,6 +88,8 @@ class Watch:
                 step,
                 self.flat_steps + 1,
             )
+        if figures["unscored"] == 1:
+            log.warning("step %d: no answer could be scored; `rollouts/` has the reasons", step)
         if figures.get("mismatch", 0) > OLD_WEIGHTS:
             log.warning(
                 "step %d: engine and trainer differ by %.2f nats a token: have they other weights?",
@@ -132,6 +134,8 @@ def measure(asking: Asking, held_out: Sequence[Task]) -> dict[str, Any] | None:
         if value is not None:
             by_language.setdefault(task.sample.language or "unknown", []).append(value)
     count = int(np.isfinite(rewards).sum())
+    if not count:
+        log.warning("no answer to a held-out prompt could be scored")
     return {
         "held_out_reward": _mean(rewards),
         "held_out_standard_error": (
