@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import math
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -13,7 +13,7 @@ import numpy as np
 from singalaut.contracts import Completion, Request, SamplingParams
 from singalaut.rl.ask import WHOLE, Asking, Task
 from singalaut.rl.policy import PolicyMeters
-from singalaut.rl.rollouts import Rollout, Rollouts
+from singalaut.rl.rollouts import Rollouts
 
 log = logging.getLogger("singalaut")
 ALARM_STEPS = 10  # whose mean length an alarm compares with
@@ -31,8 +31,8 @@ def figures_of(
     drawn = taught + rollouts.flat_groups
     figures: dict[str, Any] = {
         "reward": _mean(rewards.ravel()),
-        "reward_by_language": _by(answers, lambda a: a.language),
-        "reward_by_source": _by(answers, lambda a: a.source),
+        "reward_by_language": _by_label((a.language, a.reward) for a in answers),
+        "reward_by_source": _by_label((a.source, a.reward) for a in answers),
         "pass_at_1": float(solved.mean()),
         f"pass_at_{rewards.shape[1]}": float(solved.any(1).mean()),
         "flat_groups": rollouts.flat_groups / max(1, drawn),
@@ -129,10 +129,11 @@ def measure(asking: Asking, held_out: Sequence[Task]) -> dict[str, Any] | None:
     for reason, count in Counter(failures).items():
         log.warning("%d held-out prompts got no answers: %s", count, reason)
     rewards = np.array([np.nan if value is None else value for value in merged])
-    by_language: dict[str, list[float]] = {}
-    for task, value in zip(held_out, merged, strict=True):
-        if value is not None:
-            by_language.setdefault(task.sample.language or "unknown", []).append(value)
+    scored = [
+        (task.sample, value)
+        for task, value in zip(held_out, merged, strict=True)
+        if value is not None
+    ]
     count = int(np.isfinite(rewards).sum())
     if not count:
         log.warning("no answer to a held-out prompt could be scored")
@@ -141,15 +142,17 @@ def measure(asking: Asking, held_out: Sequence[Task]) -> dict[str, Any] | None:
         "held_out_standard_error": (
             float(np.nanstd(rewards) / math.sqrt(count)) if count > 1 else 0.0
         ),
-        "held_out_by_language": {k: sum(v) / len(v) for k, v in sorted(by_language.items())},
+        "held_out_by_language": _by_label((s.language, value) for s, value in scored),
+        "held_out_by_source": _by_label((s.source, value) for s, value in scored),
     }
 
 
-def _by(answers: Sequence[Rollout], label: Callable[[Rollout], str]) -> dict[str, float]:
+def _by_label(values: Iterable[tuple[str | None, float]]) -> dict[str, float]:
+    """The mean of each label's values."""
     found: dict[str, list[float]] = {}
-    for answer in answers:
-        found.setdefault(label(answer), []).append(answer.reward)
-    return {name: _mean(np.array(values)) for name, values in sorted(found.items())}
+    for label, value in values:
+        found.setdefault(label or "unknown", []).append(value)
+    return {name: _mean(np.array(each)) for name, each in sorted(found.items())}
 
 
 def _mean(values: np.ndarray) -> float:
