@@ -45,6 +45,7 @@ learning_rate = 1e-4
 refill = 1
 {more}
 """
+AHEAD = "overlap = true\nsharded = true\nkl = 0.1\nupdates = 2\nadapter = { rank = 4 }"
 CLOSE = 1e-6
 
 
@@ -121,10 +122,10 @@ def alone(folder, tiny_model):
     return run(folder, tiny_model, 1, "alone")
 
 
-@pytest.mark.parametrize("settings", ["", "sharded = true", "overlap = true"])
-def test_two_processes_answer_and_learn_as_one(folder, tiny_model, alone, settings):
-    name = settings.split()[0] if settings else "whole"
-    one = run(folder, tiny_model, 1, "one-overlap", settings=settings) if "over" in name else alone
+@pytest.mark.parametrize("name", ["whole", "sharded", "ahead"])
+def test_two_processes_answer_and_learn_as_one(folder, tiny_model, alone, name):
+    settings = {"sharded": "sharded = true", "whole": ""}.get(name, AHEAD)
+    one = run(folder, tiny_model, 1, "one-ahead", settings=AHEAD) if name == "ahead" else alone
     two = run(folder, tiny_model, 2, f"two-{name}", settings=settings)
     same(one, two)
     with pytest.raises(AssertionError):

@@ -11,6 +11,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 
 from singalaut.artifact import Work
@@ -75,22 +76,11 @@ def run_rl(
     place = done[-1]["next_place"] if done else 0
     watch = Watch(done)
     voice.renew()
-
-    def answers(step: int, place: int) -> Rollouts:
-        """What a step learns from: as it was stored, or asked for now and stored."""
-        folder = work.path / "rollouts"
-        rollouts = load_rollouts(folder, step)
-        if rollouts is None:
-            rollouts = roll_out(asking, place, step)
-            if team.is_first:
-                save_rollouts(folder, step, rollouts)
-        return rollouts
-
     saves = team.is_first or config.sharded
     with (
         progress("rl", config.steps, "step") as bar,
         stop_asked() as stop,
-        Ahead(answers, team.world.device) as ahead,
+        Ahead(partial(_answers, asking, work), team.world.device) as ahead,
     ):
         bar.advance(start)
         for step in range(start, config.steps):
@@ -136,6 +126,17 @@ def run_rl(
     if team.is_first:
         copy_companions(model, work.path / "model")
     team.world.wait()
+
+
+def _answers(asking: Asking, work: Work, step: int, place: int) -> Rollouts:
+    """What a step learns from: as it was stored, or asked for now and stored."""
+    folder = work.path / "rollouts"
+    rollouts = load_rollouts(folder, step)
+    if rollouts is None:
+        rollouts = roll_out(asking, place, step)
+        if asking.team.is_first:
+            save_rollouts(folder, step, rollouts)
+    return rollouts
 
 
 def _rated(
