@@ -92,6 +92,7 @@ class FakeVllm:
         if engine is None:
             return 404, {"error": {"message": f"the model {body['model']} does not exist"}}
         assert body["return_token_ids"] is True and body.get("logprobs", 0) == 0
+        assert (body["top_k"], body["top_p"], body["repetition_penalty"]) == (0, 1.0, 1.0)
         sampling = SamplingParams(
             n=body.get("n", 1),
             max_tokens=body["max_tokens"],

@@ -45,7 +45,13 @@ learning_rate = 1e-4
 refill = 1
 {more}
 """
-AHEAD = "overlap = true\nsharded = true\nkl = 0.1\nupdates = 2\nadapter = { rank = 4 }"
+AHEAD = """overlap = true
+sharded = true
+kl = 0.1
+updates = 2
+adapter = { rank = 4 }
+difficulty = { samples = 2, passing = 0.2, min = 0.5, max = 1, order = "easy_first" }
+"""
 CLOSE = 1e-6
 
 
@@ -69,7 +75,7 @@ def start(folder, model, processes, output, *, steps=3, settings=""):
     command = [sys.executable]
     if processes > 1:
         command += ["-m", "torch.distributed.run", f"--nproc-per-node={processes}", "--standalone"]
-    env = os.environ | {"SINGALAUT_HOME": str(folder / "home"), "OMP_NUM_THREADS": "1"}
+    env = os.environ | {"SINGALAUT_HOME": str(folder / output), "OMP_NUM_THREADS": "1"}
     command += ["-m", "singalaut", "run", str(recipe)]
     return subprocess.Popen(
         command, stdout=PIPE, stderr=PIPE, text=True, env=env, cwd=folder, start_new_session=True
