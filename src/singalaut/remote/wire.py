@@ -107,7 +107,7 @@ class Wire:
             value = getattr(sampling, name)
             always = name in ALWAYS and not (self.own_settings and name != "max_tokens")
             # for training nothing may come from the server's `generation_config.json`
-            always |= self.token_ids and value is not None
+            always |= self.token_ids and not self.own_settings and value is not None
             if always or value != DEFAULTS[name]:
                 body[name] = value
         if sampling.stop:
