@@ -47,12 +47,14 @@ def tasks(count=6):
     return made
 
 
-def run(tmp_path, model, name, config=None, reward=None, wrap=lambda engine: engine, **more):
+def run(
+    tmp_path, model, name, config=None, reward=None, wrap=lambda engine: engine, given=(), **more
+):
     """A run in a folder of that name; `wrap` may put something around the engine."""
     config = config or settings()
     folder = tmp_path / name
     folder.mkdir(exist_ok=True)
-    work, all_tasks = Work(folder), tasks()
+    work, all_tasks = Work(folder), given or tasks()
     run_rl(
         config,
         model=model,

@@ -7,7 +7,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from rl_cases import Even, plain, run, settings, weights
+from rl_cases import Even, plain, run, settings, tasks, weights
 
 from singalaut.artifact import Work
 from singalaut.contracts import Score
@@ -120,6 +120,22 @@ def test_rewards_that_never_differ_stop_the_run(tmp_path, tiny_model):
         run(tmp_path, tiny_model, "flat", config, Same())
     lines = Work(tmp_path / "flat").metrics()
     assert [line["flat_groups"] for line in lines] == [1, 1]
+
+
+def test_prompts_without_room_are_left_out_and_counted(tmp_path, tiny_model):
+    """The engine has room for 32 tokens; the run goes on with the other prompts."""
+    long = [replace(task, prompt=(2, *range(20, 60))) for task in tasks()[:2]]
+    config = settings(held_out=2, prompts_per_step=4, refill=0, steps=3)
+    work = run(tmp_path, tiny_model, "long", config, given=[*tasks()[2:], *long])
+    lines = [line for line in work.metrics() if "reward" in line]
+    counts = [sum(line.get("failures", {}).values()) for line in lines]
+    assert sum(counts) == 4 and all(line["learned_tokens"] for line in lines)  # 12 of 2 passes
+    (reason,) = {reason for line in lines for reason in line.get("failures", {})}
+    assert reason == "the prompt has 41 tokens; the model's context is 32"
+    stored = load_rollouts(work.path / "rollouts", 0)
+    assert stored.groups == 4 - counts[0] and stored.failures == lines[0].get("failures", {})
+    with pytest.raises(DataError, match="no prompt of step 0 could be answered: the prompt has"):
+        run(tmp_path, tiny_model, "none", config, given=long)
 
 
 def test_unscored_answers_teach_nothing(tmp_path, tiny_model):

@@ -128,7 +128,7 @@ def ask(
     for completion in asking.sampler.sample(requests) if requests else ():
         at = int(completion.request_id)
         if completion.finish_reason not in WHOLE:
-            failures[at] = completion.error or f"an answer ended with `{completion.finish_reason}`"
+            failures[at] = reason_of(completion)
         elif completion.logprobs is None or len(completion.logprobs) != len(completion.token_ids):
             failures[at] = "an answer came without its tokens and their log-probabilities"
         elif not completion.token_ids:
@@ -143,6 +143,12 @@ def ask(
             failures[at] = f"{len(whole)} of {config.samples} answers came"
         found.append(failures.get(at) or whole)
     return found
+
+
+def reason_of(completion: Completion) -> str:
+    """Why an answer is none, without what tells one such answer from another."""
+    said = (completion.error or "").partition("\n")[0]
+    return said or f"an answer ended with `{completion.finish_reason}`"
 
 
 def _groups(

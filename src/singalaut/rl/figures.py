@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from singalaut.contracts import Completion, Request, SamplingParams
-from singalaut.rl.ask import WHOLE, Asking, Task
+from singalaut.rl.ask import WHOLE, Asking, Task, reason_of
 from singalaut.rl.policy import PolicyMeters
 from singalaut.rl.rollouts import Rollouts
 
@@ -84,7 +84,7 @@ class Watch:
                 )
         if figures["flat_groups"] == 1:
             log.warning(
-                "step %d: no prompt had answers of different reward, for %d steps now",
+                "step %d: no prompt had answers of different reward, %d in a row",
                 step,
                 self.flat_steps + 1,
             )
@@ -121,7 +121,7 @@ def measure(asking: Asking, held_out: Sequence[Task]) -> dict[str, Any] | None:
     for number in share:
         answer, sample = answers.get(number), held_out[number].sample
         if answer is None or answer.finish_reason not in WHOLE:
-            failures.append("no answer" if answer is None else str(answer.error))
+            failures.append("no answer came" if answer is None else reason_of(answer))
             values.append(None)
         else:
             values.append(asking.reward.score(sample.messages, [answer], sample)[0].value)
