@@ -12,7 +12,7 @@ from singalaut.contracts import Message, Sample
 from singalaut.errors import DataError, RecipeError
 from singalaut.rewards.compose import ComposedReward
 from singalaut.rewards.config import RewardConfig
-from singalaut.rewards.function import RewardFunction
+from singalaut.rewards.function import RewardFunction, source_hash
 from singalaut.rewards.samples import (
     Source,
     gather,
@@ -140,6 +140,20 @@ def test_functions_of_users_cannot_do_harm(functions):
         function.close()
     with pytest.raises(RecipeError, match="cannot be used"):
         RewardFunction("mine:nothing", 1.0).call("x", ASKED, sample())
+
+
+def test_a_function_is_known_by_its_file(functions, tmp_path):
+    part = {"kind": "function", "function": "mine:words"}
+    config = RewardConfig.model_validate({"parts": [part]})
+    before = source_hash("mine:words")
+    assert before == source_hash("mine:hangs") == ComposedReward(config).sources()[0]
+    package = tmp_path / "inner"
+    package.mkdir()
+    (package / "__init__.py").write_text("")
+    (package / "deep.py").write_text("def f(response, prompt, sample): return 1")
+    assert len({before, source_hash("inner.deep:f"), source_hash("nowhere.at.all:f")}) == 3
+    (tmp_path / "mine.py").write_text("def words(response, prompt, sample): return 2")
+    assert source_hash("mine:words") != before
 
 
 def test_rows_in_the_shapes_of_known_sets():
