@@ -79,9 +79,8 @@ class Watch:
         if len(self._lengths) >= ALARM_STEPS and self._lengths[0]:
             usual = sum(self._lengths) / len(self._lengths)
             if mean > 2 * usual or mean < usual / 3:
-                log.warning(
-                    "step %d: answers have %.0f tokens, at the beginning %.0f", step, mean, usual
-                )
+                log.warning("step %d: answers have %.0f tokens, before %.0f", step, mean, usual)
+                self._lengths.clear()  # say so again only if they change as much again
         if figures["flat_groups"] == 1:
             log.warning(
                 "step %d: no prompt had answers of different reward, %d in a row",
