@@ -25,6 +25,7 @@ from singalaut.cli import (
     selecting,
     stages,
     talk,
+    watching,
 )
 from singalaut.cli.logs import start_logging
 
@@ -116,6 +117,7 @@ recipe_app = typer.Typer(no_args_is_help=True, rich_markup_mode=None, help="Look
 recipe_app.command("show")(recipes.show)
 app.add_typer(recipe_app, name="recipe")
 app.command("status")(recipes.status)
+app.command("report")(watching.report)
 app.command("prepare")(stages.prepare)
 data_app = typer.Typer(no_args_is_help=True, rich_markup_mode=None, help="Look at prepared data.")
 data_app.command("report")(data.report)

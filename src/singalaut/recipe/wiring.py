@@ -23,9 +23,11 @@ from singalaut.select.config import SelectConfig
 from singalaut.train.config import ApoConfig, SftConfig
 
 if TYPE_CHECKING:
-    from singalaut.contracts import Sampler
+    from singalaut.contracts import Message, Sampler
     from singalaut.evals.evaluate import Subject
+    from singalaut.train.watching import Asked
 
+SAMPLE_QUESTION_TOKENS = 2048  # room for a question that is asked while a stage trains
 StageFunction = Callable[[PlannedStage, Plan, Work], None]
 
 
@@ -118,7 +120,30 @@ def _sft(stage: PlannedStage, plan: Plan, work: Work) -> None:
         work=work,
         seed=plan.recipe.seed,
         prepared=None if prepared is None else prepared.path / "data",
+        asked=_asked(stage, plan),
     )
+
+
+def _asked(stage: PlannedStage, plan: Plan) -> Asked | None:
+    """What the model of a stage is asked while it trains, if anything."""
+    from singalaut.generate.engine import engine_over
+    from singalaut.train.watching import Asked
+
+    assert isinstance(stage.config, SftConfig | ApoConfig)
+    questions, model = _questions(stage), model_path(stage, plan, "model")
+    if not questions:
+        return None
+    context = SAMPLE_QUESTION_TOKENS + stage.config.watch.sample_tokens
+    room = {"batch_size": min(len(questions), 16), "context_tokens": context}
+    return Asked(questions, lambda network: engine_over(network, model, **room))
+
+
+def _questions(stage: PlannedStage) -> Sequence[Sequence[Message]]:
+    from singalaut.watch.samples import read_questions
+
+    assert isinstance(stage.config, SftConfig | ApoConfig | RlConfig)
+    given = stage.inputs.get("watch.samples")
+    return read_questions(stage.config.watch, None if given is None else given.path)
 
 
 def _select(stage: PlannedStage, plan: Plan, work: Work) -> None:
@@ -191,6 +216,7 @@ def _apo(stage: PlannedStage, plan: Plan, work: Work) -> None:
         work=work,
         seed=plan.recipe.seed,
         reference=model_path(stage, plan, "reference") if "reference" in stage.inputs else None,
+        asked=_asked(stage, plan),
     )
 
 
@@ -235,6 +261,7 @@ def _rl(stage: PlannedStage, plan: Plan, work: Work) -> None:
             reward=reward,
             work=work,
             seed=seed,
+            questions=_questions(stage),
         )
 
 

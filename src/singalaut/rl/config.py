@@ -9,6 +9,7 @@ from pydantic import Field
 from singalaut.rewards.config import PromptSource, RewardConfig
 from singalaut.settings import StageSettings
 from singalaut.train.config import AdapterConfig
+from singalaut.watch.config import WatchConfig
 
 
 class RlConfig(StageSettings):
@@ -20,6 +21,7 @@ class RlConfig(StageSettings):
         "model": True,
         "prompts": {"__all__": {"path"}},
         "save_every": True,
+        "watch": True,
     }
 
     kind: Literal["rl"] = "rl"
@@ -85,9 +87,12 @@ class RlConfig(StageSettings):
     """Compile the layers for learning."""
     save_every: int = Field(5, ge=1)
     """Steps between the checkpoints that a killed run resumes from."""
+    watch: WatchConfig = Field(default_factory=lambda: WatchConfig.model_validate({}))
+    """Trackers, and answers to other questions than the prompts."""
 
     def inputs(self) -> dict[str, str]:
         return {"model": self.model}
 
     def files(self) -> dict[str, str]:
-        return {f"prompts.{i}": s.path for i, s in enumerate(self.prompts) if s.path is not None}
+        found = {f"prompts.{i}": s.path for i, s in enumerate(self.prompts) if s.path is not None}
+        return found | self.watch.files()

@@ -35,6 +35,7 @@ class Rollout:
     finish_reason: str
     score: Score
     advantage: float = 0.0
+    question: str = ""
 
     @property
     def is_truncated(self) -> bool:
@@ -84,6 +85,7 @@ def save_rollouts(folder: Path, step: int, rollouts: Rollouts) -> None:
             "parts": json.dumps(a.score.parts),
             "reasons": list(a.score.reasons),
             "advantage": a.advantage,
+            "question": a.question,
         }
         for a in rollouts.answers
     ]
@@ -108,6 +110,7 @@ def save_rollouts(folder: Path, step: int, rollouts: Rollouts) -> None:
             ("parts", pa.string()),
             ("reasons", pa.list_(pa.string())),
             ("advantage", pa.float64()),
+            ("question", pa.string()),
         ],
         metadata={"step": json.dumps(about)},
     )
@@ -139,6 +142,7 @@ def load_rollouts(folder: Path, step: int) -> Rollouts | None:
             row["finish_reason"],
             Score(row["reward"], json.loads(row["parts"]), tuple(row["reasons"])),
             row["advantage"],
+            row.get("question", ""),
         )
         for row in table.to_pylist()
     )

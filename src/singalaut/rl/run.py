@@ -18,7 +18,16 @@ import numpy as np
 import torch
 
 from singalaut.artifact import Work
-from singalaut.contracts import Completion, Request, Reward, Sample, Sampler, SamplingParams, derive
+from singalaut.contracts import (
+    Completion,
+    Message,
+    Request,
+    Reward,
+    Sample,
+    Sampler,
+    SamplingParams,
+    derive,
+)
 from singalaut.errors import DataError
 from singalaut.loss.dr_grpo import Baseline, advantages
 from singalaut.model.gemma3 import Gemma3
@@ -30,6 +39,7 @@ from singalaut.rl.rollouts import Rollout, Rollouts, load_rollouts, save_rollout
 from singalaut.train.checkpoint import Checkpoints
 from singalaut.train.optim import adamw
 from singalaut.train.parallel import World, join_world
+from singalaut.train.watching import Asked, watch_stage
 from singalaut.train.weights import stop_asked, trainable, write_model
 
 log = logging.getLogger("singalaut")
@@ -59,13 +69,14 @@ def run_rl(
     reward: Reward,
     work: Work,
     seed: int,
+    questions: Sequence[Sequence[Message]] = (),
 ) -> None:
     """Let `model` learn from its own answers; a rerun goes on from the last checkpoint.
 
     `draw(first, count)` gives the tasks at places `first` … of an order without end; `sampler_of`
-    an engine over the network's own weights. Writes `rollouts/`, `model/` and, with an adapter,
-    `adapter/`. Raises: DataError where nothing can be learned for too long; SystemExit 0, with a
-    checkpoint, on SIGTERM.
+    an engine over the network's own weights, which answers `questions` now and then, too. Writes
+    `rollouts/`, `model/`, with an adapter `adapter/`, and the page `report/report.html`. Raises:
+    DataError where nothing can be learned for long; SystemExit 0, with a checkpoint, on SIGTERM.
     """
     world = join_world()
     if world.size > 1:
@@ -87,9 +98,14 @@ def run_rl(
     if start:
         sampler.weights_changed()
     folder = work.path / "rollouts"
+    asked = Asked(questions, lambda _: sampler, sleeps=False)
+    watch = watch_stage(
+        config, network, model, asked, work, seed, world, steps=config.steps, start=start
+    )
     with progress("rl", config.steps, "step") as bar, stop_asked() as stop:
         bar.advance(start)
         for step in range(start, config.steps):
+            watch.begin_step(step)
             if step == start == 0 or (step and step % config.evaluate_every == 0):
                 _evaluate(config, sampler, reward, held_out, step, work)
             rollouts = load_rollouts(folder, step)
@@ -116,12 +132,14 @@ def run_rl(
             ends = stop.is_set()
             if (step + 1) % config.save_every == 0 or step + 1 == config.steps or ends:
                 checkpoints.save(step + 1)
+                watch.saved()
             if ends and step + 1 < config.steps:
                 checkpoints.finish()
                 log.info("stopped as asked, after step %d; run again to go on", step)
                 raise SystemExit(0)
     checkpoints.finish()
     _evaluate(config, sampler, reward, held_out, config.steps, work)
+    watch.finish()
     write_model(network, config.adapter, model, work, seed, world)
     copy_companions(model, work.path / "model")
 
@@ -214,6 +232,7 @@ def _scored(
                 completion.text,
                 completion.finish_reason,
                 score,
+                question="\n\n".join(str(message.content) for message in sample.messages),
             )
         )
     return rollouts
@@ -285,6 +304,7 @@ def _figures(
         "reward": _mean(rewards.ravel()),
         "reward_by_language": _by(answers, lambda a: a.language),
         "reward_by_source": _by(answers, lambda a: a.source),
+        "reward_parts": _parts(answers),
         "pass_at_1": float(solved.mean()),
         f"pass_at_{rewards.shape[1]}": float(solved.any(1).mean()),
         "flat_groups": rollouts.flat_groups / max(1, drawn),
@@ -366,6 +386,15 @@ def _by(answers: Sequence[Rollout], label: Callable[[Rollout], str]) -> dict[str
     found: dict[str, list[float]] = {}
     for answer in answers:
         found.setdefault(label(answer), []).append(answer.reward)
+    return {name: _mean(np.array(values)) for name, values in sorted(found.items())}
+
+
+def _parts(answers: Sequence[Rollout]) -> dict[str, float]:
+    """The mean of each part of the reward, over the answers that it applied to."""
+    found: dict[str, list[float]] = {}
+    for answer in answers:
+        for name, value in answer.score.parts.items():
+            found.setdefault(name, []).append(value)
     return {name: _mean(np.array(values)) for name, values in sorted(found.items())}
 
 

@@ -11,8 +11,9 @@ from typing import Any
 import numpy as np
 
 from singalaut.artifact import write_atomic, write_json
-from singalaut.data.page import KEPT, STYLE, bars, histogram
 from singalaut.data.store import Store
+from singalaut.page.html import document
+from singalaut.page.plots import KEPT, bars, histogram
 from singalaut.select.config import SelectConfig
 from singalaut.select.features import Features
 from singalaut.select.material import Material
@@ -135,11 +136,10 @@ def _page(report: dict[str, Any], rows: Sequence[dict[str, Any]]) -> str:
     labels = [f"{edge:.3g}" for edge in scores["edges"]]
     parts += ["<h2>Scores of the pool</h2>", histogram(labels, scores["pool"], "score")]
     parts += ["<h2>Scores of the choice</h2>", histogram(labels, scores["chosen"], "score")]
-    parts += ["<h2>The first rows</h2><table>"]
-    parts += [
-        f"<tr><td>{escape(row['source'])}, row {row['row']}</td><td>{escape(row['language'])}</td>"
-        f"<td class=n>{row['score']:.4g}</td><td>{escape(row.get('target', ''))}</td></tr>"
+    shown = [
+        (row["source"], row["row"], row["language"], row["score"], row.get("target", ""))
         for row in rows[:SHOWN]
     ]
-    head = f"<meta charset=utf-8><title>{escape(title)}</title><style>{STYLE}</style>"
-    return f"<!doctype html>\n<html lang=en>{head}\n" + "\n".join(parts) + "</table>\n</html>\n"
+    head = ("source", "row", "language", "score", "target")
+    parts += ["<h2>The first rows</h2>", table(head, shown)]
+    return document(title, parts)
