@@ -81,7 +81,7 @@ def weights(work):
 
 
 def plain(work):
-    hidden = ("seconds",)
+    hidden = ("seconds", "memory_gib")
     return [{k: v for k, v in line.items() if k not in hidden} for line in work.metrics()]
 
 

@@ -31,6 +31,7 @@ learning_rate = 1e-2
 save_every = 2
 held_out = 2
 validate_every = 3
+watch = {{ samples = ["2 plus 2?"], sample_every = 3, sample_tokens = 4 }}
 {more}
 """
 
@@ -91,6 +92,11 @@ def test_two_processes_train_as_one(folder, tiny_model, settings):
     assert {"en", "id"} == set(one[0][1]["loss_by_language"])
     assert len([line for line in one[0] if "validation_loss" in line]) == 3
     same(one, two, 2e-4)
+    answers = [
+        (folder / n).glob("together/sft-*/samples.jsonl") for n in (f"one-{kind}", f"two-{kind}")
+    ]
+    (alone,), (together,) = ([file.read_text() for file in files] for files in answers)
+    assert alone == together and [json.loads(x)["step"] for x in alone.splitlines()] == [0, 3, 5]
     with pytest.raises(AssertionError):
         same(one, ([dict(line, loss=0.0) for line in two[0]], two[1]), 2e-4)
 

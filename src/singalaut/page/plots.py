@@ -224,7 +224,9 @@ def svg(width: int, height: int, lines: Sequence[str]) -> str:
 def _bounds(values: Sequence[float], room: float) -> Point:
     """From the smallest to the largest with some room around; never empty."""
     low, high = min(values), max(values)
-    more = room * (high - low) or 0.1 * abs(high) or 1.0
+    if low == high == 0:
+        return -0.05, 1.0
+    more = room * (high - low) or 0.1 * abs(high)
     return low - more, high + more
 
 

@@ -37,6 +37,7 @@ from singalaut.rl.config import RlConfig
 from singalaut.rl.policy import Known, PolicyMeters, answer_logprobs, policy_step, rows_of
 from singalaut.rl.rollouts import Rollout, Rollouts, load_rollouts, save_rollouts
 from singalaut.train.checkpoint import Checkpoints
+from singalaut.train.meters import memory_gib
 from singalaut.train.optim import adamw
 from singalaut.train.parallel import World, join_world
 from singalaut.train.watching import Asked, watch_stage
@@ -118,7 +119,7 @@ def run_rl(
             sampler.weights_changed()
             seconds = rollouts.seconds | {"learn": time.monotonic() - begin}
             figures = _figures(rollouts, meters, seconds)
-            work.log(step=step, **figures, next_place=place)
+            work.log(step=step, **figures, memory_gib=memory_gib(world), next_place=place)
             lengths = lengths if len(lengths) >= ALARM_STEPS else [*lengths, figures["mean_length"]]
             _alarm(figures, lengths, step)
             flat = 0 if meters is not None else flat + 1

@@ -12,7 +12,7 @@ import numpy as np
 
 from singalaut.artifact import write_atomic, write_json
 from singalaut.data.store import Store
-from singalaut.page.html import document
+from singalaut.page.html import document, table
 from singalaut.page.plots import KEPT, bars, histogram
 from singalaut.select.config import SelectConfig
 from singalaut.select.features import Features
@@ -126,11 +126,11 @@ def _page(report: dict[str, Any], rows: Sequence[dict[str, Any]]) -> str:
     title = f"{report['chosen']:,} of {report['pool']:,} rows, chosen by {report['method']}"
     parts = [f"<h1>{escape(title)}</h1>"]
     for name in ("languages", "sources", "targets"):
-        table = report[name]
-        if table:
+        groups = report[name]
+        if groups:
             parts += [
                 f"<h2>{name.capitalize()}</h2>",
-                bars([(label, (entry["chosen"],)) for label, entry in table.items()], (KEPT,)),
+                bars([(label, (entry["chosen"],)) for label, entry in groups.items()], (KEPT,)),
             ]
     scores = report["scores"]
     labels = [f"{edge:.3g}" for edge in scores["edges"]]

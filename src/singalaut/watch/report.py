@@ -53,6 +53,8 @@ def report_page(run: Run) -> str:
         figures[0] = ""
         special = rollout_parts(run)
     else:
+        held_out = {"held out": column(run.lines, "validation_loss")}
+        figures.insert(1, curves("Loss on what is held out", held_out, dots=True))
         special = [_grid(_by_group(run, "loss"))]
     parts = [
         f"<h1>{escape(run.kind)}: {escape(run.name)}</h1>",
@@ -80,7 +82,7 @@ def _by_group(run: Run, name: str) -> list[str]:
     for prefix, where in (("", ""), ("validation_", ", held out")):
         for group in ("language", "source"):
             series = columns(run.lines, f"{prefix}{name}_by_{group}")
-            if prefix or len(series) > 1:
+            if len(series) > 1:
                 title = f"{name.capitalize()} by {group}{where}"
                 made.append(curves(title, series, dots=bool(prefix)))
     return made
