@@ -20,6 +20,7 @@ from singalaut.cli import (
     evaluation,
     merging,
     models,
+    planning,
     recipes,
     rewarding,
     selecting,
@@ -115,6 +116,7 @@ app = typer.Typer(
 app.command("run")(recipes.run)
 recipe_app = typer.Typer(no_args_is_help=True, rich_markup_mode=None, help="Look into a recipe.")
 recipe_app.command("show")(recipes.show)
+recipe_app.command("plan")(planning.plan)
 app.add_typer(recipe_app, name="recipe")
 app.command("status")(recipes.status)
 app.command("report")(watching.report)

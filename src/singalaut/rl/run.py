@@ -34,9 +34,11 @@ from singalaut.model.gemma3 import Gemma3
 from singalaut.model.hf import copy_companions, load_model
 from singalaut.progress import progress
 from singalaut.rl.config import RlConfig
+from singalaut.rl.plan import rl_estimate
 from singalaut.rl.policy import Known, PolicyMeters, answer_logprobs, policy_step, rows_of
 from singalaut.rl.rollouts import Rollout, Rollouts, load_rollouts, save_rollouts
 from singalaut.train.checkpoint import Checkpoints
+from singalaut.train.estimate import tell_expected
 from singalaut.train.meters import memory_gib
 from singalaut.train.optim import adamw
 from singalaut.train.parallel import World, join_world
@@ -99,9 +101,10 @@ def run_rl(
     if start:
         sampler.weights_changed()
     folder = work.path / "rollouts"
-    asked = Asked(questions, lambda _: sampler, sleeps=False)
+    own = Asked(questions, lambda _: sampler, sleeps=False)
+    tell_expected(lambda on: rl_estimate(config, network.config, on), world)
     watch = watch_stage(
-        config, network, model, asked, work, seed, world, steps=config.steps, start=start
+        config, network, model, own, work, seed, world, steps=config.steps, start=start
     )
     with progress("rl", config.steps, "step") as bar, stop_asked() as stop:
         bar.advance(start)

@@ -22,11 +22,13 @@ from singalaut.artifact import Work, write_json
 from singalaut.contracts import derive
 from singalaut.data.pair_batches import PairOrder, hold_out_pairs, pack_pairs
 from singalaut.data.preference import Pairs, make_pairs
+from singalaut.model.config import Gemma3Config
 from singalaut.model.gemma3 import Gemma3
 from singalaut.model.hf import copy_companions, load_model, read_config
 from singalaut.progress import progress
 from singalaut.train.checkpoint import Checkpoints
 from singalaut.train.config import ApoConfig
+from singalaut.train.estimate import Estimate, Fleet, apo_estimate, tell_expected
 from singalaut.train.loop import no_progress
 from singalaut.train.meters import step_figures
 from singalaut.train.optim import adamw, scheduled_rate
@@ -74,6 +76,7 @@ def run_apo(
     start = checkpoints.load()
     if world.is_first:
         work.rewind(start)
+    tell_expected(lambda on: _expected(config, network.config, material, on), world)
     watch = watch_stage(config, network, model, asked, work, seed, world, steps=steps, start=start)
     loss = PairLosses(config.loss, config.beta, config.gamma or 0.0)
     bad: list[int] = []
@@ -110,6 +113,14 @@ def run_apo(
     if world.is_first:
         copy_companions(model, work.path / "model")
     world.wait()
+
+
+def _expected(
+    config: ApoConfig, shape: Gemma3Config, material: _Material, fleet: Fleet
+) -> Estimate:
+    records = material.pairs.records
+    lengths = np.concatenate([records["chosen"], records["rejected"]])
+    return apo_estimate(config, shape, lengths, len(records), material.steps, fleet)
 
 
 def _learn(

@@ -33,14 +33,16 @@ DEVICES: dict[str, Device] = {
     "NVIDIA GeForce RTX 4090": Device("RTX 4090", 165e12, int(23.6 * GIB), 450),
 }
 
-# Operations a second of one device that fine-tuning reached, by shape, on an H100 or H200, and how:
-# the measurements of docs/performance.md, which a test compares with these.
+# Operations a second of one device that fine-tuning reached, by shape: measurements of
+# docs/performance.md, with which a test compares these. 27B was trained on two H200, the others on
+# one H100; both have the same peak.
 TRAINING_FLOPS: dict[str, float] = {
     "270m": 0.439 * 781e12,
     "1b": 0.543 * 781e12,
     "4b": 0.634 * 781e12,
     "27b": 0.445 * 781e12,
 }
+MEASURED_TOGETHER = ("27b",)  # where what devices say to each other is in the figure already
 # Tokens a second that the engine wrote on one of them, 64 prompts × 8 answers, 256 → 512 tokens
 # (27B: 64 requests, 128 → 256 tokens, on an H200).
 ENGINE_TOKENS: dict[str, float] = {
@@ -50,6 +52,7 @@ ENGINE_TOKENS: dict[str, float] = {
     "27b": 3_192,
 }
 MEASURED_ON = ("H100", "H200")
+MEASURED_PEAK_FLOPS = 989e12  # of both, as their maker states it
 
 
 def device_of(name: str) -> Device | None:

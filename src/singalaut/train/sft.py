@@ -24,6 +24,7 @@ from singalaut.model.hf import (
 from singalaut.progress import progress
 from singalaut.train.checkpoint import Checkpoints
 from singalaut.train.config import SftConfig
+from singalaut.train.estimate import sft_estimate, tell_expected
 from singalaut.train.loop import no_progress
 from singalaut.train.material import Material, open_material
 from singalaut.train.meters import step_figures
@@ -70,6 +71,8 @@ def run_sft(
     start = checkpoints.load()
     if world.is_first:
         work.rewind(start)
+    lengths = store.documents["tokens"]
+    tell_expected(lambda on: sft_estimate(config, network.config, lengths, steps, on), world)
     watch = watch_stage(config, network, model, asked, work, seed, world, steps=steps, start=start)
     bad: list[int] = []
     norms: list[float] = []
@@ -96,9 +99,9 @@ def run_sft(
             )
             seconds = time.monotonic() - begin
             if world.is_first:
-                lengths = [length for micro in micros for length in micro.lengths]
+                own = [length for micro in micros for length in micro.lengths]
                 adapted = config.adapter is not None
-                figures = step_figures(network.config, lengths, seconds, world, adapted)
+                figures = step_figures(network.config, own, seconds, world, adapted)
                 _log_step(work, store, step, meters, rate, figures)
             if meters.taken:
                 bad, norms = [], [*norms[1 - REMEMBERED :], meters.gradient_norm]
