@@ -13,7 +13,7 @@ from singalaut.artifact import Work
 from singalaut.data.config import DataSource, PrepareConfig
 from singalaut.evals.config import EvaluateConfig
 from singalaut.merge.config import MergeConfig, MergeSearchConfig
-from singalaut.pairs.config import PairsConfig
+from singalaut.pairs.config import JudgeConfig, PairsConfig, RewriterConfig
 from singalaut.publish.config import CardConfig
 from singalaut.recipe.lineage import lineage
 from singalaut.recipe.plan import Plan, PlannedStage
@@ -181,20 +181,24 @@ def _pairs(stage: PlannedStage, plan: Plan, work: Work) -> None:
     model = model_path(stage, plan, "model")
     chat = ChatFormat.load(model, Tokenizer.load(model))
     found = gather(sources, seed, chat.encode, config.max_prompt_tokens)
-    policy, rewriter = _local(model, config.batch_size), None
-    if config.rewriter is not None:
-        endpoint = config.rewriter.endpoint
-        rewriter = (
-            _local(model_path(stage, plan, "rewriter"), config.batch_size)
-            if endpoint is None
-            else _endpoint(endpoint, own_settings=False)
-        )
+
+    def opened(label: str, who: RewriterConfig | JudgeConfig | None) -> Model | None:
+        if who is None:
+            return None
+        if who.endpoint is None:
+            found = _local(model_path(stage, plan, label), config.batch_size)
+        else:
+            found = _endpoint(who.endpoint, own_settings=False)
+        return Model(found.identity, found.open)
+
+    policy = _local(model, config.batch_size)
     run_pairs(
         config,
         prompts=[sample for sample, _ in found.prompts],
         left_out=dict(found.left_out),
         policy=Model(policy.identity, policy.open),
-        rewriter=None if rewriter is None else Model(rewriter.identity, rewriter.open),
+        rewriter=opened("rewriter", config.rewriter),
+        judge=opened("judge", config.judge),
         packs=[files[label] for label in files if label.startswith("pack.")],
         calls=home() / "pairs" / "calls.sqlite",
         work=work,

@@ -14,6 +14,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
+from singalaut.artifact import home
 from singalaut.errors import MachineError
 
 log = logging.getLogger("singalaut")
@@ -32,13 +33,16 @@ class Tracker(Protocol):
 
 
 class TensorBoard:
-    """Event files in the stage's folder; a resumed run hides the steps that it takes again."""
+    """Event files in the stage's folder; a resumed run hides the steps that it takes again.
+
+    At the end their names lose the machine's, which the library puts there.
+    """
 
     def __init__(self, folder: Path, start: int) -> None:
         from torch.utils.tensorboard import SummaryWriter
 
-        place = folder / "trackers" / "tensorboard"
-        self._writer = SummaryWriter(str(place), purge_step=start or None)
+        self._place = folder / "trackers" / "tensorboard"
+        self._writer = SummaryWriter(str(self._place), purge_step=start or None)
 
     def add(self, step: int, numbers: Mapping[str, float]) -> None:
         for name, value in numbers.items():
@@ -49,6 +53,10 @@ class TensorBoard:
 
     def close(self) -> None:
         self._writer.close()
+        files = sorted(self._place.glob("events.out.tfevents.*"))
+        for number, file in enumerate(files):  # time, machine, process, count
+            time = file.name.split(".")[3]
+            file.replace(file.with_name(f"events.out.tfevents.{time}.{number:03}"))
 
 
 class Session:
@@ -145,7 +153,7 @@ def _opened(
         if name == "tensorboard":
             return TensorBoard(folder, start)
         if name == "wandb":
-            place = folder / "trackers"
+            place = home() / "trackers"  # what it notes of user and machine is not the stage's
             place.mkdir(parents=True, exist_ok=True)
             mode = os.environ.get("WANDB_MODE", "offline")
             return Session(module, run_name, config, dir=str(place), mode=mode, resume="allow")
