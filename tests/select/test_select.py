@@ -78,7 +78,7 @@ def test_a_killed_run_goes_on(dies_at, tmp_path, tiny_model, pool_file, target_f
     real, calls = features.project, []
 
     def dies(*args):
-        calls.append(tuple(args[1].documents))
+        calls.append(1)
         if len(calls) == dies_at:
             raise KeyboardInterrupt
         return real(*args)

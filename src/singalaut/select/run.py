@@ -9,7 +9,7 @@ measured in steps, not in passes.
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -28,7 +28,7 @@ from singalaut.progress import Bar, progress
 from singalaut.select.choose import best, facility_location, k_centre, quota_counts
 from singalaut.select.config import SelectConfig
 from singalaut.select.features import Features, Precondition, adam_steps, joined, measure
-from singalaut.select.gradients import error_norms
+from singalaut.select.gradients import SampleGradients, error_norms, sample_gradients
 from singalaut.select.material import Material, Rows, open_material
 from singalaut.select.project import Sketch
 from singalaut.select.report import write_report
@@ -119,9 +119,16 @@ def _features(
     place: Path,
     bar: Bar,
 ) -> Features:
-    return measure(
-        network, rows.store, rows.documents, config.micro_tokens, sketch, steps, place, bar
-    )
+    documents = rows.documents
+
+    def gradients_of(places: np.ndarray) -> Iterator[tuple[np.ndarray, SampleGradients]]:
+        place_of = {int(documents[at]): at for at in places}
+        for micro in micro_batches(rows.store, documents[places], config.micro_tokens):
+            at = np.array([place_of[document] for document in micro.documents])
+            yield at, sample_gradients(network, micro)
+
+    tokens = rows.store.documents["tokens"][documents]
+    return measure(tokens, gradients_of, sketch, steps, place, bar)
 
 
 def _warm_up(
