@@ -77,7 +77,10 @@ class SelectConfig(StageSettings):
     batch_size: int = Field(8, ge=1)
     """Conversations in a step of the warm-up."""
     learning_rate: float = Field(1e-4, gt=0, le=1)
-    """Of the warm-up."""
+    """Of the warm-up, at its beginning."""
+    final_learning_rate: float = Field(1.0, gt=0, le=1)
+    """Where its linear fall ends, as a share of the beginning. What is measured at a step counts by
+    the rate of that step."""
     dimensions: int = Field(8192, ge=16)
     """Numbers that are kept of each gradient."""
 
@@ -99,6 +102,22 @@ class SelectConfig(StageSettings):
         if faults:
             raise ValueError("it needs " + ", and ".join(faults))
         return self
+
+    def rate(self, step: int) -> float:
+        """The learning rate of a step of the warm-up."""
+        way = step / max(1, self.warmup_steps - 1)
+        return self.learning_rate * (1 - (1 - self.final_learning_rate) * way)
+
+    def measured_after(self) -> list[int]:
+        """After how many steps of the warm-up gradients are taken."""
+        return [self.warmup_steps * (i + 1) // self.checkpoints for i in range(self.checkpoints)]
+
+    def key_settings(self) -> dict[str, Any]:
+        """The settings that decide the output; a constant rate is no setting of its own."""
+        settings = super().key_settings()
+        if self.final_learning_rate == 1:
+            del settings["final_learning_rate"]
+        return settings
 
     @property
     def takes_gradients(self) -> bool:

@@ -93,7 +93,7 @@ def _measure(
     done = checkpoints.load()
     sketch = Sketch(config.dimensions, derive(seed, "projection"), world.device)
     sets = [material.pool, *material.targets]
-    ends = [config.warmup_steps * (i + 1) // config.checkpoints for i in range(config.checkpoints)]
+    ends = config.measured_after()
     found: list[list[Features]] = [[] for _ in sets]
     total = config.checkpoints * sum(len(rows.documents) for rows in sets)
     with progress("gradients", total, "gradient") as bar:
@@ -145,7 +145,7 @@ def _warm_up(
     for step in range(first, last):
         order = shuffled(pool.documents, seed, "warm-up", step)
         micros = micro_batches(pool.store, order[: config.batch_size], config.micro_tokens)
-        meters = train_step(network, optimizer, micros, config.learning_rate, 1.0)
+        meters = train_step(network, optimizer, micros, config.rate(step), 1.0)
         work.log(step=step, loss=meters.loss, gradient_norm=meters.gradient_norm)
 
 
@@ -156,7 +156,7 @@ def _scores(
     pool = material.pool
     if config.method == "influence":
         assert measured is not None
-        rates = [config.learning_rate] * config.checkpoints
+        rates = [config.rate(end - 1) for end in config.measured_after()]
         return influence(measured.pool, measured.targets, rates)
     if config.method == "gradient-norm":
         assert measured is not None
