@@ -1,6 +1,7 @@
 """Chooses which code runs each kind of stage, and how names become models and packs.
 
 The only part of a recipe that knows the rooms behind the stages; it loads them when a stage runs.
+A function for each kind of stage, and as no other file may know the rooms, a long file.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from singalaut.recipe.lineage import lineage
 from singalaut.recipe.plan import Plan, PlannedStage
 from singalaut.remote.config import EndpointConfig
 from singalaut.rl.config import RlConfig
-from singalaut.select.config import SelectConfig
+from singalaut.select.config import SelectConfig, SelectPairsConfig
 from singalaut.train.config import ApoConfig, SftConfig
 
 if TYPE_CHECKING:
@@ -160,6 +161,24 @@ def _select(stage: PlannedStage, plan: Plan, work: Work) -> None:
         work=work,
         seed=plan.recipe.seed,
         prepared=None if prepared is None else prepared.path / "data",
+    )
+
+
+def _select_pairs(stage: PlannedStage, plan: Plan, work: Work) -> None:
+    from singalaut.select.pairs import run_select_pairs
+
+    assert isinstance(stage.config, SelectPairsConfig)
+    labels = [f"target.{i}" for i in range(len(stage.config.targets))]
+    data = source_paths(stage, stage.config.data)
+    if "pairs" in stage.inputs:
+        data = [stage.inputs["pairs"].path / "data" / "pairs.jsonl"]
+    run_select_pairs(
+        stage.config,
+        model=model_path(stage, plan, "model"),
+        data=data,
+        targets=[stage.inputs[label].path if label in stage.inputs else None for label in labels],
+        work=work,
+        seed=plan.recipe.seed,
     )
 
 
@@ -393,6 +412,7 @@ STAGES: Mapping[str, StageFunction] = {
     "prepare": _prepare,
     "sft": _sft,
     "select": _select,
+    "select_pairs": _select_pairs,
     "pairs": _pairs,
     "apo": _apo,
     "merge": _merge,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from html import escape
 from pathlib import Path
 from typing import Any
@@ -38,7 +38,6 @@ def write_report(
     write_atomic(report_folder / "selection.jsonl", lines.encode())
     pool = material.pool
     value = scores.max(1) if scores.ndim == 2 else scores
-    edges = np.histogram_bin_edges(value, BINS)
     report: dict[str, Any] = {
         "method": config.method,
         "pool": len(pool.documents),
@@ -46,17 +45,23 @@ def write_report(
         "languages": _shares(pool.store, pool.documents, chosen, "language"),
         "sources": _shares(pool.store, pool.documents, chosen, "source"),
         "targets": _targets(material, scores, chosen),
-        "scores": {
-            "edges": [float(edge) for edge in edges],
-            "pool": np.histogram(value, edges)[0].tolist(),
-            "chosen": np.histogram(value[chosen], edges)[0].tolist(),
-        },
+        "scores": score_table(value, chosen),
     }
     write_json(report_folder / "selection.json", report)
-    write_atomic(report_folder / "selection.html", _page(report, rows).encode())
+    write_atomic(report_folder / "selection.html", page(report, rows).encode())
     about = json.loads((folder / "data" / "store.json").read_bytes())
     names = ("method", "pool", "chosen", "languages", "sources", "targets")
     return {**{name: report[name] for name in names}, "provenance": about["provenance"]}
+
+
+def score_table(value: np.ndarray, chosen: np.ndarray) -> dict[str, list[float]]:
+    """How many of the pool and of the choice have which score."""
+    edges = np.histogram_bin_edges(value, BINS)
+    return {
+        "edges": [float(edge) for edge in edges],
+        "pool": np.histogram(value, edges)[0].tolist(),
+        "chosen": np.histogram(value[chosen], edges)[0].tolist(),
+    }
 
 
 def _rows(
@@ -122,7 +127,8 @@ def _targets(material: Material, scores: np.ndarray, chosen: np.ndarray) -> dict
     }
 
 
-def _page(report: dict[str, Any], rows: Sequence[dict[str, Any]]) -> str:
+def page(report: Mapping[str, Any], rows: Sequence[Mapping[str, Any]]) -> str:
+    """The whole page as HTML."""
     title = f"{report['chosen']:,} of {report['pool']:,} rows, chosen by {report['method']}"
     parts = [f"<h1>{escape(title)}</h1>"]
     for name in ("languages", "sources", "targets"):

@@ -246,8 +246,10 @@ def _check_policy(data: Sequence[Path | None], model: Path) -> None:
     from singalaut.artifact import content_hash
 
     for place in data:
-        file = None if place is None else place.parent / "report" / "pairs.json"
-        if file is not None and file.exists():
+        folders = () if place is None else (place, *list(place.parents)[:2])
+        for file in (folder / "report" / "pairs.json" for folder in folders):
+            if not file.is_file():
+                continue
             policy = json.loads(file.read_bytes()).get("policy")
             if policy is not None and policy != content_hash(model):
                 log.warning("the rejected answers were written by another model than is aligned")
