@@ -59,8 +59,11 @@ def test_fine_tuning_is_shown_whole(tmp_path):
         for text in texts
     ]
     folder = folder_of(tmp_path, "sft", lines, samples=samples)
+    noted = ["2026-11-26 WARNING step 3 left out: <nan>", *["2026-11-26 WARNING again"] * 60]
+    (folder / "log.txt").write_text("2026-11-26 INFO begins\n" + "\n".join(noted))
     page = write_report(folder).read_text("utf-8")
     assert "Under way" in page and "4 of 10 steps" in page and "about 12 s left" in page
+    assert "step 3 left out: &lt;nan&gt;" in page and "… 21 more …" in page and "begins" not in page
     assert "1 of 4 steps changed nothing" in page and "-1" in page and "-22.22" in page
     for title in ("Loss, nats", "Norm of the gradient", "Tokens a second", "MFU", "Peak memory"):
         assert title in page, title
@@ -111,6 +114,7 @@ def test_learning_by_reward_shows_answers_and_reasons(tmp_path):
         "seconds": {"generate": 3.0, "learn": 1.0},
         "gradient_norm": 1.0,
         "loss": 0.1,
+        "failures": {"the server is <down>": 3},
     }
     held = {"step": 0, "held_out_reward": 0.25, "held_out_standard_error": 0.05}
     folder = folder_of(tmp_path, "rl", [held, line, held | {"step": 1, "held_out_reward": 0.5}])
@@ -129,6 +133,7 @@ def test_learning_by_reward_shows_answers_and_reasons(tmp_path):
     page = write_report(folder).read_text("utf-8")
     assert "best: reward 1.000 (maths 1)" in page and "worst: reward 0.000" in page
     assert "๒ + ๒ = ? &lt;i&gt;" in page and "๔ &lt;u&gt;" in page and "not &amp; equal" in page
+    assert "the server is &lt;down&gt;" in page
     assert "not scored: no score" in page and "generate, 75%" in page
     for title in ("Share solved", "Parts of the reward", "Reward by language", "Time by phase"):
         assert title in page, title

@@ -251,13 +251,17 @@ def _row(
         "steps": estimate.steps,
         "tokens": f"{estimate.tokens:.3g}",
         "operations": f"{estimate.flops:.3g}",
-        "hours": f"{estimate.hours:.3g}",
-        "kWh": f"{estimate.energy_kwh(fleet):.3g}",
+        "hours": _short(estimate.hours),
+        "kWh": _short(estimate.energy_kwh(fleet)),
         "GiB a GPU": f"{estimate.memory_bytes / GIB:.1f}",
     }
     if (cost := estimate.cost(fleet)) is not None:
         row["cost"] = f"{cost:.2f}"
     return row
+
+
+def _short(value: float) -> str:
+    return "<0.01" if value < 0.01 else f"{value:.3g}"
 
 
 def _print_memory(
@@ -271,7 +275,7 @@ def _print_memory(
     parts = [(name, size) for name, size in estimate.memory.items() if size]
     parts += [("all", estimate.memory_bytes), (f"there is ({fits})", room)]
     print(show.table([{"part": name, "GiB": round(size / GIB, 1)} for name, size in parts]))
-    phases = ", ".join(f"{name} {s / 3600:.3g} h" for name, s in estimate.seconds.items() if s)
+    phases = ", ".join(f"{name} {_short(s / 3600)} h" for name, s in estimate.seconds.items() if s)
     told = f"time: {phases}; speed {estimate.speed_from}"
     print("\n".join([told, *(f"- {note}" for note in estimate.notes)]))
 

@@ -20,6 +20,7 @@ from singalaut.watch.run import Line, Run, column, columns, read_run, step_secon
 
 PAGE = Path("report") / "report.html"
 MOST_ROWS = 200  # of a table of steps that were left out
+MOST_WARNINGS = 40
 CURVES = {  # of every stage, by the name in its metrics
     "loss": "Loss, nats a learned token",
     "gradient_norm": "Norm of the gradient, before it is cut",
@@ -64,6 +65,7 @@ def report_page(run: Run) -> str:
         _grid(figures) or "<p>No step has been logged yet.</p>",
         *special,
         *_left_out(trained),
+        *_warnings(run.folder / "log.txt"),
         *_samples(run.samples),
         *_settings(run),
     ]
@@ -146,6 +148,24 @@ def _left_out(trained: Sequence[Line]) -> list[str]:
     told = f"<p>{len(bad):,} of {len(trained):,} steps changed nothing: their loss or gradient "
     told += "was not finite, or the gradient was a spike.</p>"
     return [*parts, told, table(("step", "loss", "gradient norm"), rows)]
+
+
+def _warnings(file: Path) -> list[str]:
+    """What the stage warned of while it ran, by its log; what was said again and again is cut."""
+    try:
+        lines = file.read_text("utf-8", "replace").splitlines()
+    except OSError:
+        return []
+    found = [line for line in lines if " WARNING " in line]
+    if not found:
+        return []
+    shown = found if len(found) <= MOST_WARNINGS else found[: MOST_WARNINGS // 2]
+    items = "".join(f"<li>{escape(line)}</li>" for line in shown)
+    if len(shown) < len(found):
+        last = found[-MOST_WARNINGS // 2 :]
+        items += f"<li>… {len(found) - MOST_WARNINGS:,} more …</li>"
+        items += "".join(f"<li>{escape(line)}</li>" for line in last)
+    return ["<h2>Warnings</h2>", f"<ul class=small>{items}</ul>"]
 
 
 def _samples(samples: Sequence[Line]) -> list[str]:

@@ -59,6 +59,7 @@ def rollout_parts(run: Run) -> list[str]:
         *_before_and_after(held_out),
         "<h2>Policy</h2>",
         _grid(policy),
+        *_failures(trained),
         *_phases(trained),
         *_answers(run.folder / "rollouts"),
     ]
@@ -97,6 +98,17 @@ def _before_and_after(held_out: Sequence[Line]) -> list[str]:
         rows += [(label, start.get(label), value) for label, value in last.get(group, {}).items()]
     steps = f"before step {first['step']}", f"before step {last['step']}"
     return [table(("held-out reward", *steps), rows)]
+
+
+def _failures(trained: Sequence[Line]) -> list[str]:
+    """Prompts that got no answers, by reason, where there were such."""
+    sums: dict[str, int] = {}
+    for line in trained:
+        for reason, count in (line.get("failures") or {}).items():
+            sums[reason] = sums.get(reason, 0) + count
+    if not sums:
+        return []
+    return ["<h2>Prompts without answers</h2>", table(("why", "prompts"), list(sums.items()))]
 
 
 def _phases(trained: Sequence[Line]) -> list[str]:
