@@ -81,6 +81,18 @@ def test_a_question_that_is_too_long_is_told_and_stops_nothing(tmp_path, tiny_mo
     assert len([line for line in lines if "error" in line]) == 4 and len(lines) == 12
 
 
+def test_an_engine_that_fails_stops_nothing(tmp_path, tiny_model, rows, caplog):
+    def broken(network):
+        raise RuntimeError("no kernel")
+
+    with caplog.at_level("WARNING", "singalaut"):
+        work, watched = run(tmp_path, tiny_model, rows, "broken", Asked(QUESTIONS, broken))
+    _, plain = run(tmp_path, tiny_model, rows, "plain")
+    assert caplog.text.count("could not be asked: RuntimeError: no kernel") == 4
+    assert all(torch.equal(watched[name], plain[name]) for name in plain)
+    assert "Finished" in (work.path / "report" / "report.html").read_text("utf-8")
+
+
 def test_questions_of_a_file(tmp_path):
     file = tmp_path / "questions.jsonl"
     row = {"messages": [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]}

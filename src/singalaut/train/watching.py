@@ -160,5 +160,7 @@ def _gathered(
             weight = whole(parameter.detach())  # all have to take part
             if copy is not None:
                 copy.get_parameter(name).data = weight
-    yield None if copy is None else sampler_of(copy)
-    world.wait()
+    try:
+        yield None if copy is None else sampler_of(copy)
+    finally:
+        world.wait()  # also where answering fails: the others are here already

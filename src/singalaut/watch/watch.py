@@ -1,8 +1,8 @@
 """What a training stage tells people while it runs: trackers, answers, and its page.
 
 A stage makes one `Watch` before its first step, says when a step ends and when it has saved, and
-finishes it. Nothing here changes what is learned. A page or an answer that fails is told in the
-log and costs nothing but itself; memory that runs out is not caught.
+finishes it. Nothing here changes what is learned, and what fails here is told in the log and costs
+nothing but itself.
 """
 
 from __future__ import annotations
@@ -64,8 +64,8 @@ class Watch:
 
     def begin_step(self, step: int) -> None:
         """Before a step is taken: ask the questions where it is their time."""
-        if self._samples is not None and step % self.config.sample_every == 0:
-            self._samples.take(step)
+        if step % self.config.sample_every == 0:
+            self._ask(step)
 
     def saved(self) -> None:
         """After a checkpoint: draw the page, unless that would cost more than its share of time."""
@@ -78,8 +78,7 @@ class Watch:
 
     def finish(self) -> None:
         """After the last step and what is measured then."""
-        if self._samples is not None:
-            self._samples.take(self.steps)
+        self._ask(self.steps)
         if not self.is_first:
             return
         assert self._trackers is not None
@@ -87,6 +86,15 @@ class Watch:
         told = {"ended": True, "trackers": self._trackers.close()}
         write_json(self.work.path / "report" / RUN_FILE, self._about | told)
         self._draw()
+
+    def _ask(self, step: int) -> None:
+        if self._samples is None:
+            return
+        try:
+            self._samples.take(step)
+        except Exception as error:
+            what = f"{type(error).__name__}: {error}"
+            log.warning("step %d: the questions could not be asked: %s", step, what)
 
     def _draw(self) -> None:
         begin = time.monotonic()
