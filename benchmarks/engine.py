@@ -21,6 +21,7 @@ import time
 from pathlib import Path
 
 import torch
+from device import wait
 from gpu_family import build, seconds, write_table
 from soak import soak
 
@@ -123,7 +124,7 @@ def throughput(
     rates = []
     for run in range(repeats + 1):
         requests = [Request(p, params, str(i)) for i, p in enumerate(prompts(count, length, run))]
-        torch.cuda.synchronize()
+        wait()
         begin = time.perf_counter()
         done = sum(len(c.token_ids) for c in engine.sample(requests))
         taken = time.perf_counter() - begin
@@ -149,7 +150,7 @@ def single(
     def run(tokens: int, seed: int) -> float:
         params = SamplingParams(max_tokens=tokens, temperature=1.0, ignore_eos=True)
         request = Request(prompts(1, 128, seed)[0], params)
-        torch.cuda.synchronize()
+        wait()
         begin = time.perf_counter()
         list(engine.sample([request]))
         return time.perf_counter() - begin

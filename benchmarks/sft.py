@@ -4,7 +4,8 @@ Random weights in the real shapes, rows of one document of 4,096 tokens, all of 
 right for speed and memory, no statement about quality.
 
     python benchmarks/sft.py [--sizes 270m:8 1b:4 4b:2] [--precision rounded] [--long 4b:131072]
-    torchrun --nproc-per-node 2 benchmarks/sft.py --sizes 1b:4
+    python benchmarks/sft.py --sizes 4b:2:4 --precision master --moments int8 [--rule muon]
+    torchrun --nproc-per-node 2 benchmarks/sft.py --sizes 1b:4 [--tensor-parallel 2]
 
 `--tiny` runs toy shapes on any machine, to try the script; `--profile` prints the kernels' times.
 The peer's figures beside ours are TRL's with Liger's kernels on an H100 (no other figure is known
@@ -27,7 +28,7 @@ from singalaut.model.gemma3 import Gemma3
 from singalaut.model.lora import add_adapter
 from singalaut.model.training import checkpoint_layers, compile_layers
 from singalaut.train.config import ALL_PROJECTIONS
-from singalaut.train.optim import adamw
+from singalaut.train.optim import adamw, muon
 from singalaut.train.parallel import World, join_world, shard
 from singalaut.train.plan import GIB, memory_plan, step_flops
 from singalaut.train.step import train_step
@@ -49,6 +50,8 @@ class Case:
     keep: str = "all"
     precision: str = "rounded"
     adapter: bool = False
+    rule: str = "adamw"
+    moments: str = "full"
 
 
 @dataclass(frozen=True)
@@ -65,17 +68,22 @@ def main() -> None:
     parser.add_argument("--long", nargs="*", default=[])
     parser.add_argument("--precision", default="rounded")
     parser.add_argument("--keep", default="all")
+    parser.add_argument("--rule", default="adamw", help="or muon")
+    parser.add_argument("--moments", default="full", help="or int8")
+    parser.add_argument("--replicas", type=int, default=1)
+    parser.add_argument("--tensor-parallel", type=int, default=1)
     parser.add_argument("--profile", action="store_true")
     parser.add_argument("--tiny", action="store_true")
     options = parser.parse_args()
-    world = join_world()
+    world = join_world(options.replicas, options.tensor_parallel)
     cases = []
     for each in options.sizes:
         size, rows, *more = each.split(":")
         config = replace(SIZES[size], vision=None)
         micros = int(more[0]) if more else 1
         case = Case(size, config, int(rows), micros=micros, precision=options.precision)
-        cases.append(replace(case, keep=options.keep))
+        settled = {"keep": options.keep, "rule": options.rule, "moments": options.moments}
+        cases.append(replace(case, **settled))
     for each in options.long:
         size, _, length = each.partition(":")
         config = replace(SIZES[size], vision=None)
@@ -102,6 +110,12 @@ def row(case: Case, result: Result, peak: float, world: World) -> str:
     what = f"{case.name}, {'LoRA' if case.adapter else case.precision}, {case.micros} × {tokens:,}"
     if world.size > 1:
         what += f", {world.size} GPUs"
+    if world.replicas > 1:
+        what += f" in {world.replicas} replicas"
+    if world.tensor > 1:
+        what += f", tensor-parallel by {world.tensor}"
+    if case.rule != "adamw" or case.moments != "full":
+        what += f", {case.rule} with {case.moments} moments"
     beside = "—"
     if case.name in PEERS and not case.adapter and world.size == 1:
         speed, gib = PEERS[case.name]
@@ -122,6 +136,10 @@ def planned(case: Case, world: World) -> float:
         accumulates=case.micros > 1,
         learned=0 if case.adapter else None,
         processes=world.size,
+        rule=case.rule,
+        moments=case.moments,
+        replicas=world.replicas,
+        tensor=world.tensor,
     )
     return sum(plan.values()) / GIB
 
@@ -129,8 +147,9 @@ def planned(case: Case, world: World) -> float:
 def measure(case: Case, world: World, profile: bool = False) -> Result:
     """The median step of a few, after compilation; every step does the whole of its work."""
     model = network(case, world)
-    optimizer = adamw(model, 1e-5, 0.0, case.precision)
-    micros = [micro(case, number) for number in range(case.micros * world.size)]
+    make = muon if case.rule == "muon" else adamw
+    optimizer = make(model, 1e-5, 0.0, case.precision, 0, case.moments, world)
+    micros = [micro(case, number) for number in range(case.micros * world.data_size)]
     begin = time.perf_counter()
     for _ in range(SETTLE):
         train_step(model, optimizer, micros, 1e-5, 1.0, world)

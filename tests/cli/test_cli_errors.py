@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import json
 import signal
 import subprocess
 import sys
@@ -44,6 +45,7 @@ COMMAND = [sys.executable, "-m", "singalaut"]
         ("eval --model nothing", "there is no model `nothing`"),
         ("generate --model nothing hello", "there is no model `nothing`"),
         ("convert no.gguf out", "no.gguf"),
+        ("convert base out --step 3", "there is no checkpoint of a training run"),
         ("inspect nothing", "there is no model `nothing`"),
     ],
 )
@@ -87,6 +89,29 @@ def test_debug_shows_where_the_error_comes_from(cli):
 def test_fault_of_the_machine_or_ours_is_told_with_exit_code_1(error, code, message):
     text, found = explain(error)
     assert found == code and message in text
+
+
+def test_a_process_of_a_job_says_which_it_is_and_tells_the_launcher(cli, tmp_path, monkeypatch):
+    monkeypatch.setenv("WORLD_SIZE", "4")
+    monkeypatch.setenv("RANK", "2")
+    monkeypatch.setenv("TORCHELASTIC_ERROR_FILE", str(tmp_path / "error.json"))
+    result = cli("run", "no.toml")
+    assert result.exit_code == 2
+    assert result.stderr.startswith("process 2 of 4: error: no such recipe")
+    told = json.loads((tmp_path / "error.json").read_text())["message"]
+    assert told["extraInfo"]["py_callstack"] == told["message"]
+    assert told["message"].startswith("error: no such recipe")
+
+
+@pytest.mark.parametrize(
+    "text", ["[gloo/transport/tcp/pair.cc:537] Read error", "Connection closed by peer [::1]"]
+)
+def test_the_end_of_another_process_is_told(text, monkeypatch):
+    assert "internal error" in explain(RuntimeError(text))[0]
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    told, code = explain(RuntimeError(text))
+    assert code == 1 and "another process of the job has ended" in told
+    assert "internal error" in explain(RuntimeError("a shape is wrong"))[0]
 
 
 def test_output_folder_that_cannot_be_written_is_told(cli, recipe_file, tmp_path):

@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
+import os
+import sys
 from array import array
 from dataclasses import replace
+from pathlib import Path
 
 import torch
 
 from singalaut.contracts import Request, SamplingParams
 from singalaut.generate.answer import Answer
 from singalaut.generate.core import Core
+from singalaut.generate.ranks import Ranks, device_of
 from singalaut.model.config import SIZES
 from singalaut.model.gemma3 import Gemma3, initialise
+from singalaut.model.hf import load_model
+from singalaut.model.shard import sum_outputs
 
 VOCAB = 6000
 
@@ -50,6 +56,18 @@ def answer(prompt: list[int], order: int, **params) -> Answer:
         seed=order, limit=sampling.max_tokens, stop_ids=frozenset(), order=(0, order),
         deadline=None, listener=lambda _: None, decoder=None,
     )  # fmt: skip
+
+
+def together(folder: Path, *follower: str) -> tuple[Gemma3, Ranks]:
+    """The first of two shares of a model, and the process that has the other one."""
+    ranks = Ranks(0, 2, reads_peers="ONLY_NCCL" not in os.environ)
+    module = follower or ("-m", "singalaut.generate.follower")
+    ranks.start([sys.executable, *module, str(folder)])
+    device = device_of(0, 2)
+    dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
+    model = load_model(folder, dtype, device, shard=ranks.shard)
+    ranks.meet(device)
+    return sum_outputs(model, ranks.sum), ranks
 
 
 def run(core: Core, answers: list[Answer]) -> None:

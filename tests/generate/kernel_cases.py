@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from multiprocessing import get_context
+
 import torch
 from torch import Tensor
 
@@ -29,6 +31,36 @@ def norm(weight: Tensor) -> RmsNorm:
     module = RmsNorm(len(weight), EPS)
     module.weight = torch.nn.Parameter(weight, requires_grad=False)
     return module
+
+
+def check_sum_of_peers(size: int, count: int, rounds: int) -> None:
+    """Processes on a CPU, interpreted, whose memory all of them see."""
+    from singalaut.generate.kernels.peers import sum_parts
+
+    half, programs, near_the_end = 4096, 3, 2**31 - 3
+    memory = torch.zeros(size, 2 * half + 256, dtype=torch.uint8).share_memory_()
+    memory[:, 2 * half :].view(torch.int32).fill_(near_the_end)
+    places = torch.tensor([each.data_ptr() for each in memory])
+    drawn = draw(rounds, size, count, dtype=torch.float32, device="cpu").share_memory_()
+    wanted = drawn.sum(1)
+
+    def work(rank: int) -> None:
+        counts = torch.full((programs,), near_the_end, dtype=torch.int32)
+        for turn in range(rounds):
+            sum_parts[programs,](
+                drawn[turn, rank], places, counts, count, HALF=half * (turn % 2), RANK=rank,
+                SIZE=size, BLOCK=64, FLAGS=2 * half, OVERLAP=False, num_warps=1,
+            )  # fmt: skip
+
+    others = [get_context("fork").Process(target=work, args=(rank,)) for rank in range(size)]
+    for other in others:
+        other.start()
+    for other in others:
+        other.join(60)
+        assert other.exitcode == 0
+    for rank in range(size):
+        close(drawn[:, rank], wanted, torch.float32)
+        assert torch.equal(drawn[:, rank], drawn[:, 0])
 
 
 def check_embed(device: str, dtype: torch.dtype, width: int = 96) -> None:

@@ -32,6 +32,11 @@ def test_sampling():
     cases.check_sampling("cpu")
 
 
+def test_sums_of_peers():
+    cases.check_sum_of_peers(2, 500, 6)
+    cases.check_sum_of_peers(3, 100, 4)
+
+
 def test_one_row():
     cases.check_single("cpu", DTYPE)
 

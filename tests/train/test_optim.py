@@ -6,7 +6,7 @@ import pytest
 import torch
 import training_cases as cases
 
-from singalaut.train.optim import LowPrecisionAdamW, plain_step
+from singalaut.train.adamw import AdamW, plain_step
 
 interpreted = pytest.mark.skipif(torch.cuda.is_available(), reason="tests/gpu runs it there")
 
@@ -19,7 +19,7 @@ def test_steps_follow_the_library(dtype):
     ours = torch.nn.Parameter(start.clone())
     library = torch.optim.AdamW([theirs], lr=1e-2, betas=(0.9, 0.95), weight_decay=0.1)
     groups = [{"params": [ours], "weight_decay": 0.1}]
-    optimizer = LowPrecisionAdamW(groups, 1e-2, master=True, seed=0)
+    optimizer = AdamW(groups, 1e-2, precision="master", seed=0)
     for _ in range(20):
         gradient = torch.randn(40, 30).bfloat16()
         theirs.grad, ours.grad = gradient.float(), gradient.to(ours.dtype)
@@ -35,7 +35,7 @@ def test_small_steps_are_not_lost():
     """A step of a thousandth of a bfloat16 gap moves the weights as far as it should."""
     weight = torch.nn.Parameter(torch.ones(4000, dtype=torch.bfloat16))
     groups = [{"params": [weight], "weight_decay": 0.0}]
-    optimizer = LowPrecisionAdamW(groups, 1e-5, master=False, seed=1)
+    optimizer = AdamW(groups, 1e-5, precision="rounded", seed=1)
     for _ in range(50):
         weight.grad = torch.ones_like(weight)
         optimizer.step()

@@ -1,4 +1,4 @@
-"""Two processes over gloo train as one does, and go on from one another's checkpoints."""
+"""Several processes over gloo train as one does, and go on from one another's checkpoints."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ import sys
 import time
 from subprocess import PIPE
 
+import psutil
 import pytest
 import torch
 
@@ -72,8 +73,9 @@ def run(folder, model, processes, output, **more):
 
 
 def same(one, other, tolerance):
+    """Losses to 1e-5; weights to `tolerance`, of steps of 1e-2 each."""
     for a, b in zip(one[0], other[0], strict=True):
-        for key in ("loss", "gradient_norm", "validation_loss"):
+        for key in ("loss", "gradient_norm", "validation_loss", "average_validation_loss"):
             assert (key in a) == (key in b)
             if key in a:
                 assert a[key] == pytest.approx(b[key], rel=1e-5, abs=tolerance / 10)
@@ -84,10 +86,24 @@ def same(one, other, tolerance):
         torch.testing.assert_close(weight, other[1][name], rtol=tolerance, atol=tolerance)
 
 
+@pytest.fixture(scope="module")
+def alone(folder, tiny_model):
+    """What one process makes with some settings, each computed once."""
+    known = {}
+
+    def once(**settings):
+        key = tuple(settings.items())
+        if key not in known:
+            known[key] = run(folder, tiny_model, 1, f"one-{len(known)}", **settings)
+        return known[key]
+
+    return once
+
+
 @pytest.mark.parametrize("settings", ["", "adapter = { rank = 4 }"], ids=["all", "adapter"])
-def test_two_processes_train_as_one(folder, tiny_model, settings):
+def test_two_processes_train_as_one(folder, tiny_model, alone, settings):
     kind = "adapter" if settings else "all"
-    one = run(folder, tiny_model, 1, f"one-{kind}", settings=settings)
+    one = alone(settings=settings)
     two = run(folder, tiny_model, 2, f"two-{kind}", settings=settings)
     assert {"en", "id"} == set(one[0][1]["loss_by_language"])
     assert len([line for line in one[0] if "validation_loss" in line]) == 3
@@ -101,8 +117,34 @@ def test_two_processes_train_as_one(folder, tiny_model, settings):
         same(one, ([dict(line, loss=0.0) for line in two[0]], two[1]), 2e-4)
 
 
-def test_a_job_that_was_asked_to_stop_goes_on_with_more_processes(folder, tiny_model):
-    whole = run(folder, tiny_model, 1, "whole", steps=40)
+def test_a_job_one_of_whose_processes_is_killed_says_so_and_goes_on(folder, tiny_model, alone):
+    """Two neighbours' checkpoint is then read by one process, and written as a directory."""
+    more = "tensor_parallel = 2"
+    job = start(folder, tiny_model, 2, "killed", steps=40, settings=more)
+    kept = "killed/together/*.partial/.work/step-*[0-9]"
+    while not list(folder.glob(kept)):
+        assert job.poll() is None
+        time.sleep(0.02)
+    processes = psutil.Process(job.pid).children(recursive=True)
+    (second,) = [p for p in processes if p.environ().get("RANK") == "1"]
+    second.kill()
+    _, errors = job.communicate(timeout=120)
+    assert job.returncode != 0
+    assert "process 0 of 2: error: another process of the job has ended" in errors
+    assert "rank      : 1 (local_rank: 1)\n  exitcode  : -9" in errors
+    (stage,) = folder.glob("killed/together/*.partial")
+    command = [sys.executable, "-m", "singalaut", "convert", str(stage), str(folder / "exported")]
+    subprocess.run(command, check=True)
+    with TensorReader.open(folder / "exported") as found, TensorReader.open(tiny_model) as base:
+        for name in base:
+            assert found.shape(name) == base.shape(name)
+            assert not torch.equal(found.read(name), base.read(name)), name
+    resumed = run(folder, tiny_model, 1, "killed", steps=40, settings=more.replace("2", "1"))
+    same(alone(steps=40), resumed, 2e-3)
+
+
+def test_a_job_that_was_asked_to_stop_goes_on_with_more_processes(folder, tiny_model, alone):
+    whole = alone(steps=40)
     job = start(folder, tiny_model, 1, "stopped", steps=40)
     metrics = "stopped/together/sft-*/metrics.jsonl"
     while not any(len(file.read_text().splitlines()) > 3 for file in folder.glob(metrics)):

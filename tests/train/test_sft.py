@@ -61,9 +61,20 @@ def test_the_loss_falls_and_the_model_is_whole(adapter, tmp_path, tiny_model, ro
     assert work.facts["data"][0]["rows"] == 12
 
 
-@pytest.mark.parametrize("adapter", [None, {"rank": 4}])
-def test_a_killed_run_goes_on_to_the_same_bits(adapter, tmp_path, tiny_model, rows, monkeypatch):
-    whole = run(tmp_path, tiny_model, rows, "whole", adapter=adapter)
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {},
+        {"adapter": {"rank": 4}},
+        {"optimizer": "muon", "precision": "master", "ema": 0.9},
+        {"optimizer": "muon", "precision": "rounded", "moments": "int8"},
+        {"moments": "int8", "ema": 0.9, "held_out": 2},
+        {"moments": "int8", "precision": "rounded"},
+    ],
+    ids=["all", "adapter", "muon", "muon-int8", "int8", "int8-rounded"],
+)
+def test_a_killed_run_goes_on_to_the_same_bits(settings, tmp_path, tiny_model, rows, monkeypatch):
+    whole = run(tmp_path, tiny_model, rows, "whole", **settings)
     real, steps = sft.train_step, []
 
     def dies(*args):
@@ -74,10 +85,10 @@ def test_a_killed_run_goes_on_to_the_same_bits(adapter, tmp_path, tiny_model, ro
 
     monkeypatch.setattr(sft, "train_step", dies)
     with pytest.raises(KeyboardInterrupt):
-        run(tmp_path, tiny_model, rows, "killed", adapter=adapter)
+        run(tmp_path, tiny_model, rows, "killed", **settings)
     monkeypatch.setattr(sft, "train_step", real)
-    assert len(Work(tmp_path / "killed").metrics()) == 5
-    resumed = run(tmp_path, tiny_model, rows, "killed", adapter=adapter)
+    assert len([m for m in Work(tmp_path / "killed").metrics() if "loss" in m]) == 5
+    resumed = run(tmp_path, tiny_model, rows, "killed", **settings)
 
     def plain(work):
         return [{k: v for k, v in m.items() if k not in MEASURED} for m in work.metrics()]

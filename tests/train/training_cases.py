@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import torch
 
+from singalaut.train.adamw import plain_step
 from singalaut.train.kernels import adamw_step
-from singalaut.train.optim import plain_step
+from singalaut.train.moments import BLOCK, Coded, blocks_of
 
 NUMBERS = (1e-3, 1e-4, 0.3, 0.9, 0.95, 1e-8)
 
@@ -50,3 +51,35 @@ def check_rounding(device: str, step=adamw_step) -> None:
         spread = wanted.abs() * 2**-7 / rounds**0.5
         assert ((total / rounds - wanted).abs() <= 4 * spread + 1e-12).all()
         assert ((total / rounds - wanted).abs().mean() <= spread.mean()).all()
+
+
+def check_coded(device: str, columns: int, step=adamw_step) -> None:
+    """The step with moments in 8 bits: weights as with whole ones, codes near, right on average."""
+    generator = torch.Generator().manual_seed(columns)
+    shape = (20, columns)
+    weight, gradient, mean, square = torch.randn(4, *shape, generator=generator).to(device)
+    kept = coded(0.1 * mean, torch.int8), coded(0.01 * square.square(), torch.uint8)
+    exact = [moment.decoded() for moment in kept]
+    wanted = weight.clone()
+    plain_step(wanted, gradient, *exact, wanted, NUMBERS, 0)
+    sums, rounds = [torch.zeros(shape, device=device) for _ in kept], 40
+    for seed in range(rounds):
+        ours = weight.clone()
+        moments = [Coded(moment.codes.clone(), moment.scales.clone()) for moment in kept]
+        step(ours, gradient, *moments, ours, NUMBERS, seed)
+        torch.testing.assert_close(ours, wanted, rtol=1e-5, atol=1e-7)
+        for total, made, right in zip(sums, moments, exact, strict=True):
+            largest = made.scales.repeat_interleave(BLOCK, 1)[:, :columns]
+            assert ((made.decoded() - right).abs() <= 0.024 * largest).all()
+            total += made.decoded()
+    for total, right in zip(sums, exact, strict=True):
+        error = (total / rounds - right).norm() / right.norm()
+        assert error < 0.01, error
+    assert not torch.equal(wanted, weight)
+
+
+def coded(numbers: torch.Tensor, kind: torch.dtype) -> Coded:
+    scales = numbers.new_zeros(len(numbers), blocks_of(numbers.shape[1]))
+    made = Coded(torch.zeros_like(numbers, dtype=kind), scales)
+    made.encode(numbers, torch.Generator(numbers.device).manual_seed(0))
+    return made

@@ -79,6 +79,9 @@ def evaluate(
         str | None, typer.Option(metavar="DIR", help="A MetricX-24 checkpoint.")
     ] = None,
     batch_size: Annotated[int | None, typer.Option(help="Answers generated at once.")] = None,
+    tensor_parallel: Annotated[
+        int | None, typer.Option(metavar="N", help="GPUs that hold a model together.")
+    ] = None,
     seed: SeedOption = None,
     output: OutputOption = None,
 ) -> None:
@@ -106,6 +109,7 @@ def evaluate(
         "judge": None if judge is None else _address(judge, key_variable, "--judge"),
         "metricx": metricx,
         "batch_size": batch_size,
+        "tensor_parallel": tensor_parallel,
     }
     flags = {"--seed": seed, "--output": output}
     made = run_stage("evaluate", recipe, stage, overrides, settings, models, flags)

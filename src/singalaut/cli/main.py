@@ -8,6 +8,8 @@ from __future__ import annotations
 import os
 import sys
 import traceback
+from contextlib import suppress
+from pathlib import Path
 from typing import Annotated, Any
 
 import typer
@@ -59,7 +61,8 @@ class Commands(TyperGroup):
             if ctx.params["debug"]:
                 traceback.print_exc()
             text, code = explain(error)
-            print(text, file=sys.stderr)
+            _tell_launcher(text, error)
+            print(_of_process(text), file=sys.stderr)
             raise typer.Exit(code) from None
 
 
@@ -70,6 +73,12 @@ def explain(error: Exception) -> tuple[str, int]:
     if _is_memory(error):
         hint = "lower `micro_tokens` (training) or `batch_size` (answers), or use a smaller model"
         error = MachineError("the memory of this machine does not suffice", hint=hint)
+    elif _is_lost_process(error):
+        error = MachineError(
+            "another process of the job has ended, so this one cannot go on",
+            hint="`torchrun` names it below as the root cause; exit code -9 often means that the "
+            "system ran out of memory. The same command goes on from the last checkpoint",
+        )
     elif isinstance(error, OSError):
         error = from_os_error(error)
     if isinstance(error, SingalautError):
@@ -84,6 +93,34 @@ def _is_memory(error: Exception) -> bool:
     return name in ("MemoryError", "OutOfMemoryError") or (
         isinstance(error, RuntimeError) and "allocate memory" in str(error)
     )
+
+
+def _is_lost_process(error: Exception) -> bool:
+    """How NCCL and gloo say that they do not hear of another process any more."""
+    if int(os.environ.get("WORLD_SIZE", "1")) == 1 or not isinstance(error, RuntimeError):
+        return False
+    text = str(error).lower()
+    is_network = type(error).__name__ in ("DistBackendError", "DistNetworkError", "DistStoreError")
+    return is_network or "gloo" in text or "connection closed by peer" in text
+
+
+def _of_process(text: str) -> str:
+    """An error's text, with the process whose it is where there are several."""
+    size = int(os.environ.get("WORLD_SIZE", "1"))
+    return text if size == 1 else f"process {os.environ.get('RANK')} of {size}: {text}"
+
+
+def _tell_launcher(text: str, error: Exception) -> None:
+    """Let `torchrun` say in its report why a process ended, if it is not for another's sake."""
+    file = os.environ.get("TORCHELASTIC_ERROR_FILE")
+    if file and not _is_lost_process(error):
+        import json
+        import time
+
+        about = {"py_callstack": text, "timestamp": str(int(time.time()))}
+        with suppress(OSError):
+            report = {"message": {"message": text, "extraInfo": about}}
+            Path(file).write_text(json.dumps(report), encoding="utf-8")
 
 
 def _version(wanted: bool) -> None:

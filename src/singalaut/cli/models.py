@@ -27,12 +27,24 @@ def convert(
             metavar="FILE", help="The vision part of a GGUF file  [mmproj-SOURCE beside it]"
         ),
     ] = None,
+    step: Annotated[
+        int | None, typer.Option(help="Which checkpoint of a stage in training  [the last]")
+    ] = None,
+    adapter_only: Annotated[
+        bool, typer.Option("--adapter-only", help="Of such a stage, the adapter, not folded in.")
+    ] = False,
 ) -> None:
     """Write a model as a Hugging Face directory or a GGUF file; prints what was written.
 
     The vision part of a model goes to `mmproj-OUTPUT`, a GGUF file of its own, as llama.cpp has it;
-    an OUTPUT named `mmproj….gguf` is that part alone.
+    an OUTPUT named `mmproj….gguf` is that part alone. SOURCE may be the folder of a stage that is
+    training or was stopped: its last checkpoint is written, or that of `--step`.
     """
+    from singalaut.train.export import checkpoints_of
+
+    if step is not None or adapter_only or checkpoints_of(Path(source).expanduser()):
+        print(_export(Path(source).expanduser(), output, step, base, dtype, quant, adapter_only))
+        return
     from singalaut.checkpoint.convert import convert as convert_model
 
     base_folder = None if base is None else open_named(base)
@@ -40,6 +52,35 @@ def convert(
         _checkpoint(source), output, dtype=dtype, quant=quant, base=base_folder, mmproj=mmproj
     )
     print(*written, sep="\n")
+
+
+def _export(
+    source: Path,
+    output: Path,
+    step: int | None,
+    base: str | None,
+    dtype: str | None,
+    quant: str | None,
+    adapter_only: bool,
+) -> Path:
+    """A checkpoint of training as a directory."""
+    from singalaut.errors import RecipeError
+    from singalaut.train.export import export_checkpoint
+
+    if quant is not None or output.suffix == ".gguf":
+        raise RecipeError(
+            "a checkpoint of training becomes a directory",
+            where=output,
+            hint="name the output without `.gguf`, then convert it",
+        )
+    return export_checkpoint(
+        source,
+        output,
+        step=step,
+        base=None if base is None else open_named(base),
+        dtype=dtype,
+        adapter_only=adapter_only,
+    )
 
 
 def inspect(

@@ -25,6 +25,12 @@ WeightsOption = Annotated[
     WeightKind | None,
     typer.Option(help="Compute with fewer bits: int8 or int4 on a CPU, int8 or fp8 on a GPU."),
 ]
+ParallelOption = Annotated[
+    int,
+    typer.Option(
+        "--tensor-parallel", min=1, metavar="N", help="GPUs that hold the model together."
+    ),
+]
 SeedOption = Annotated[int | None, typer.Option(help="Makes a sampled answer repeatable.")]
 
 
@@ -44,6 +50,7 @@ def generate(
         bool, typer.Option("--pan-and-scan", help="Add crops of images that are not nearly square.")
     ] = False,
     weights: WeightsOption = None,
+    tensor_parallel: ParallelOption = 1,
     stream: Annotated[
         bool, typer.Option("--stream", help="Show several answers one by one, as they are written.")
     ] = False,
@@ -58,7 +65,8 @@ def generate(
     if not prompts:
         raise RequestError("no prompt is given", hint='as in `singalaut generate --model M "…"`')
     sampling = SamplingParams(max_tokens=max_tokens, temperature=temperature, seed=seed)
-    sampler = _open(model, min(len(prompts), LARGEST_BATCH), pan_and_scan, weights)
+    ways = {"pan_and_scan": pan_and_scan, "weights": weights, "tensor_parallel": tensor_parallel}
+    sampler = _open(model, min(len(prompts), LARGEST_BATCH), **ways)
     if stream and not as_json:
         for prompt in prompts:
             print(f"> {prompt}", flush=True)
@@ -73,11 +81,12 @@ def chat(
     temperature: TemperatureOption = 0.7,
     seed: SeedOption = None,
     weights: WeightsOption = None,
+    tensor_parallel: ParallelOption = 1,
 ) -> None:
     """Talk with a model; Ctrl-C ends an answer, `/quit` or Ctrl-D the conversation."""
     from singalaut.contracts import SamplingParams
 
-    sampler = _open(model, 1, weights=weights)
+    sampler = _open(model, 1, weights=weights, tensor_parallel=tensor_parallel)
     sampling = SamplingParams(max_tokens=max_tokens, temperature=temperature, seed=seed)
     print("/quit or Ctrl-D leaves, Ctrl-C ends an answer", file=sys.stderr)
     converse(sampler, sampling)
@@ -120,16 +129,11 @@ def converse(sampler: Sampler, sampling: SamplingParams) -> list[Message]:
     return messages
 
 
-def _open(
-    model: str,
-    batch_size: int,
-    pan_and_scan: bool = False,
-    weights: WeightKind | None = None,
-) -> Sampler:
+def _open(model: str, batch_size: int, **ways: object) -> Sampler:
     from singalaut.cli.models import open_named
     from singalaut.generate.engine import open_engine
 
-    return open_engine(open_named(model), batch_size, pan_and_scan=pan_and_scan, weights=weights)
+    return open_engine(open_named(model), batch_size, **ways)
 
 
 async def _stream(sampler: Sampler, request: Request, pieces: list[str]) -> None:

@@ -65,7 +65,12 @@ class EvaluateConfig(StageSettings):
 
     VERSION: ClassVar[int] = 2
     OUTPUT: ClassVar[str] = "evaluation"
-    NOT_IN_KEY: ClassVar[dict[str, Any]] = {"pack": True, "data": True, "metricx": True}
+    NOT_IN_KEY: ClassVar[dict[str, Any]] = {
+        "pack": True,
+        "data": True,
+        "metricx": True,
+        "tensor_parallel": True,
+    }
 
     kind: Literal["evaluate"] = "evaluate"
     name: str = "evaluate"
@@ -95,6 +100,8 @@ class EvaluateConfig(StageSettings):
     """0 is greedy; unset takes the model's own settings, or the profile's."""
     batch_size: int | None = Field(None, ge=1)
     """Answers generated at once; unset takes what suits the device."""
+    tensor_parallel: int = Field(1, ge=1)
+    """GPUs that hold a model together."""
     judge: JudgeConfig | None = None
     """Who compares conversations; without one they are not scored."""
     metricx: str = ""

@@ -146,6 +146,8 @@ class Gatherer:
     def close(self) -> None:
         """Let go of the model: the next one needs its memory."""
         self.timing.end = time.perf_counter()
+        if self.sampler is not None:
+            self.sampler.sleep()
         self.sampler = None
         gc.collect()
 

@@ -68,6 +68,17 @@ class Answer:
         )
 
     @property
+    def needs_host(self) -> bool:
+        """Whether the next token depends on what only the host's sampler knows."""
+        params = self.request.sampling
+        return bool(
+            self.needs_tokens
+            or params.logit_bias
+            or params.top_logprobs
+            or self.place < params.min_tokens
+        )
+
+    @property
     def place(self) -> int:
         """The place in the answer of the newest token under way."""
         return self.num_written + self.under_way - 1

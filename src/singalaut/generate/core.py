@@ -16,9 +16,11 @@ from singalaut.errors import MachineError
 from singalaut.generate.answer import Answer
 from singalaut.generate.images import BATCH, ImageEmbeddings
 from singalaut.generate.memory import Room, default_budget_bytes, plan_pages, shrink
+from singalaut.generate.orders import tell_chunk, tell_step
 from singalaut.generate.pages import PageTables
 from singalaut.generate.plain import Outcome, PlainRunner
-from singalaut.generate.scheduler import Scheduler
+from singalaut.generate.ranks import ALONE, Ranks
+from singalaut.generate.scheduler import Chunk, Scheduler, Step
 from singalaut.model.gemma3 import Gemma3
 from singalaut.model.paged import KINDS, Kind, PagedCache
 from singalaut.text.tokenizer import Tokenizer
@@ -28,6 +30,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("singalaut")
 WeightKind = Literal["int8", "int4", "fp8"]
+LOOK_SECONDS = 2e-5
 SUMS = ("preemptions", "shared_tokens", "prompt_tokens")
 
 
@@ -43,11 +46,18 @@ class Core:
         *,
         batch_invariant: bool = False,
         weights: WeightKind | None = None,
+        ranks: Ranks = ALONE,
     ):
         self.model, self.tokenizer, self.room = model, tokenizer, room
         self.device, self.dtype = model.embedding.weight.device, model.embedding.weight.dtype
-        self.images = ImageEmbeddings(model, together=1 if batch_invariant else BATCH)
-        self._ways: dict[str, Any] = {"batch_invariant": batch_invariant, "weights": weights}
+        self.ranks = ranks
+        self.images = ImageEmbeddings(model, ranks, together=1 if batch_invariant else BATCH)
+        self._ways: dict[str, Any] = {
+            "vocab_size": tokenizer.vocab_size,
+            "image_id": tokenizer.image_ids[2] if tokenizer.image_ids else None,
+            "batch_invariant": batch_invariant,
+            "weights": weights,
+        }
         self._cache_bytes = cache_bytes
         self._pending: Outcome | Launched | None = None
         self._counts = dict.fromkeys(("answers", "generated_tokens", "steps"), 0)
@@ -86,7 +96,7 @@ class Core:
         self.end(self.scheduler.ended())
         step = self.scheduler.plan()
         try:
-            launched = self.runner.launch(step) if step else None
+            launched = self._launch(step) if step else None
         except torch.OutOfMemoryError as error:
             self.flush()
             self._shrink(error)
@@ -95,8 +105,23 @@ class Core:
         if self.runner.keeps_ahead:
             self._pending, launched = launched, self._pending
         if launched is not None:
-            self._commit(launched.wait())
+            self._commit(self._wait(launched))
         self._seconds += time.monotonic() - begin
+
+    def _launch(self, step: Step) -> Outcome | Launched:
+        ranks, tables = self.ranks, self.scheduler.tables
+        if ranks.size > 1:
+            ranks.tell("step", **tell_step(step, tables, knows_tokens=not self.runner.keeps_ahead))
+        with ranks.watched():
+            return self.runner.launch(step)
+
+    def _wait(self, launched: Outcome | Launched) -> Outcome:
+        with self.ranks.watched():
+            if self.ranks.size > 1:  # a device may wait for one that will never come
+                while not launched.is_done():
+                    self.ranks.check()
+                    time.sleep(LOOK_SECONDS)
+            return launched.wait()
 
     def _waits_for_tokens(self) -> bool:
         """Whether an answer must hear of its last token before the next step."""
@@ -106,7 +131,7 @@ class Core:
         """Wait for the step under way."""
         pending, self._pending = self._pending, None
         if pending is not None:
-            self._commit(pending.wait())
+            self._commit(self._wait(pending))
 
     def end(self, answers: Iterable[Answer], *, spoiled: bool = False) -> None:
         """Take out answers that have a finish reason, and tell their listeners."""
@@ -123,6 +148,7 @@ class Core:
             self.flush()
             self.scheduler.preempt_all()
             self.scheduler.tables.forget()
+            self.ranks.tell("refresh")
             self.runner.refresh()
 
     def sleep(self) -> None:
@@ -159,7 +185,10 @@ class Core:
     def _plan(self) -> dict[Kind, int]:
         budget = self._cache_bytes
         if budget is None:
-            budget = default_budget_bytes(self.device, self._step_bytes())
+            self.ranks.tell("budget", step_bytes=self._step_bytes())
+            with self.ranks.watched():
+                free = default_budget_bytes(self.device, self._step_bytes())
+                budget = self.ranks.least(free, self.device)
         return plan_pages(self.model.config, self.dtype, self.room, budget)
 
     def _step_bytes(self) -> int:
@@ -181,20 +210,18 @@ class Core:
         self.scheduler = Scheduler(tables, room.slots, room.chunk_tokens)
         for answer in waiting:
             self.scheduler.add(answer)
-        image_id = self.tokenizer.image_ids[2] if self.tokenizer.image_ids else None
-        parts = (self.model, self.images, self.cache, tables, self.tokenizer.vocab_size, image_id)
-        self.runner: PlainRunner | FastRunner
-        if self.device.type == "cuda":
-            from singalaut.generate.fast import FastRunner  # Triton is there where CUDA is
-
-            self.runner = FastRunner(*parts, **self._ways)
-        else:
-            self.runner = PlainRunner(*parts, **self._ways)
+        self.ranks.tell(
+            "open", pages=pages, window=config.window, slots=room.slots,
+            tokens=room.context_tokens, **self._ways,
+        )  # fmt: skip
+        parts = (self.model, self.images, self.cache, tables)
+        self.runner = open_runner(*parts, ranks=self.ranks, **self._ways)
 
     def _close(self) -> None:
         for name in SUMS:
             self._sums[name] += getattr(self.scheduler, name)
             setattr(self.scheduler, name, 0)
+        self.ranks.tell("close")
         self.runner.close()
         del self.runner, self.cache
         if self.device.type == "cuda":
@@ -244,14 +271,34 @@ class Core:
         """End an answer whose logits allow no token, and say why; its pages are wiped."""
         for kind in KINDS:
             pages = self.scheduler.tables.held(kind, answer.slot) if answer.slot >= 0 else []
+            self.ranks.tell("wipe", kind=kind, pages=pages)
             self.cache.wipe(kind, pages)
-        layer = self.runner.first_bad_layer(answer)
+        if self.ranks.size > 1:
+            whole = Chunk(answer, 0, len(answer.tokens), samples=True)
+            self.ranks.tell("examine", whole=tell_chunk(whole))
+        with self.ranks.watched():
+            layer = self.runner.first_bad_layer(answer)
         if layer is None:
             fact = "the mask, bias or penalties allow no token"
         else:
             fact = f"the logits are not numbers: {layer} is the first that gives none"
         answer.end("error", f"{fact}, at token {answer.num_written + 1} of the answer")
         log.warning("request `%s`: %s", answer.request.id, answer.error)
+
+
+def open_runner(
+    model: Gemma3,
+    images: ImageEmbeddings,
+    cache: PagedCache,
+    tables: PageTables,
+    **ways: Any,
+) -> PlainRunner | FastRunner:
+    """The runner of the model's device; `ways` are its other arguments."""
+    if model.embedding.weight.is_cuda:
+        from singalaut.generate.fast import FastRunner  # Triton is there where CUDA is
+
+        return FastRunner(model, images, cache, tables, **ways)
+    return PlainRunner(model, images, cache, tables, **ways)
 
 
 def _fewer(pages: dict[Kind, int], error: torch.OutOfMemoryError) -> dict[Kind, int]:

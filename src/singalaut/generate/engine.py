@@ -25,8 +25,10 @@ from singalaut.generate.answer import Answer, Listener
 from singalaut.generate.core import Core, WeightKind
 from singalaut.generate.memory import Room
 from singalaut.generate.prompts import PromptReader
+from singalaut.generate.ranks import ALONE, Ranks, device_of, start_ranks
 from singalaut.model.gemma3 import Gemma3
-from singalaut.model.hf import load_model
+from singalaut.model.hf import load_model, read_config
+from singalaut.model.shard import Shard, sum_outputs
 from singalaut.progress import progress
 from singalaut.text.chat import ChatFormat
 from singalaut.text.tokenizer import Tokenizer
@@ -44,6 +46,7 @@ class EngineSettings:
     Streams are refused while `max_waiting` answers are in the queue. `weights` are computed with in
     fewer bits: int8 or int4 on a CPU, int8 or fp8 on a GPU. `batch_invariant` gives the same tokens
     and, bit for bit, the same log-probabilities whatever else is in the batch, more slowly.
+    `tensor_parallel` GPUs hold the model together, a process each.
     """
 
     batch_size: int | None = None
@@ -54,6 +57,7 @@ class EngineSettings:
     pan_and_scan: bool = False
     batch_invariant: bool = False
     weights: WeightKind | None = None
+    tensor_parallel: int = 1
 
 
 DEFAULTS = EngineSettings()
@@ -66,14 +70,21 @@ def open_engine(directory: Path, batch_size: int | None = None, **settings: obje
     """
     tokenizer = Tokenizer.load(directory)
     chat = ChatFormat.load(directory, tokenizer)
-    on_gpu = torch.cuda.is_available()
-    dtype, device = (torch.bfloat16, "cuda") if on_gpu else (torch.float32, "cpu")
-    model = load_model(directory, dtype, device)
-    _check_image_tokens(model, tokenizer, directory)
     chosen = EngineSettings(batch_size=batch_size, **settings)  # type: ignore[arg-type]
+    size = chosen.tensor_parallel
+    device = device_of(0, size)
+    dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
+    Shard(0, size).of_config(read_config(directory))  # refused before anything is started
+    ranks = start_ranks(size, directory)
+    try:
+        model = load_model(directory, dtype, device, shard=ranks.shard)
+        _check_image_tokens(model, tokenizer, directory)
+    except BaseException:
+        ranks.close()
+        raise
     identity = content_hash(directory) + ("+pan-and-scan" if chosen.pan_and_scan else "")
     identity += f"+{chosen.weights}" if chosen.weights else ""
-    return Engine(model, tokenizer, chat, identity, chosen)
+    return Engine(model, tokenizer, chat, identity, chosen, ranks)
 
 
 def engine_over(model: Gemma3, directory: Path, **settings: object) -> Engine:
@@ -110,6 +121,7 @@ class Engine:
         chat: ChatFormat,
         identity: str,
         settings: EngineSettings = DEFAULTS,
+        ranks: Ranks = ALONE,
     ):
         self.model, self.tokenizer, self.chat = model, tokenizer, chat
         self.settings = settings
@@ -121,6 +133,15 @@ class Engine:
             context_tokens=min(settings.context_tokens or limit, limit),
             chunk_tokens=settings.chunk_tokens or (8192 if on_gpu else 512),
         )
+        if ranks.size > 2 and settings.batch_invariant:
+            raise MachineError(
+                f"`tensor_parallel` is {ranks.size}, and sums over more than two processes depend "
+                "on how many rows there are",
+                hint="with `batch_invariant`, use 1 or 2",
+            )
+        if ranks.size > 1:
+            ranks.meet(model.embedding.weight.device)
+            sum_outputs(model, ranks.sum)
         self._prompts = PromptReader(model.config, tokenizer, chat, settings.pan_and_scan)
         kinds = ("int8", "fp8") if on_gpu else ("int8", "int4")
         if settings.weights not in (None, *kinds):
@@ -134,6 +155,7 @@ class Engine:
             settings.cache_bytes,
             batch_invariant=settings.batch_invariant,
             weights=settings.weights,
+            ranks=ranks,
         )
         self._lock = threading.Lock()  # whoever holds it may touch the core
         self._inbox: deque[Answer] = deque()
@@ -166,7 +188,9 @@ class Engine:
         """Yield each completion as it finishes; requests are drawn as there is room for them.
 
         A request that cannot be served has a completion with the finish reason "error".
+        Raises: MachineError where a process of several has ended; the engine is of no use then.
         """
+        self._core.ranks.check()
         done: deque[Completion] = deque()
         under_way: set[Answer] = set()
 
@@ -198,7 +222,7 @@ class Engine:
         finally:
             for answer in under_way:
                 self._cancel(answer)
-            while under_way:
+            while under_way and self._core.ranks.are_whole:
                 self._step()
 
     async def stream(self, request: Request) -> AsyncIterator[Delta]:
@@ -207,6 +231,7 @@ class Engine:
         Closing the stream cancels the answer. Raises RequestError or DataError for a request that
         cannot be served, BusyError where too many are waiting.
         """
+        self._core.ranks.check()
         if self._num_waiting() >= self.settings.max_waiting:
             raise BusyError(
                 f"{self.settings.max_waiting} requests are waiting already",
@@ -246,6 +271,13 @@ class Engine:
     def wake(self) -> None:
         with self._lock:
             self._core.wake()
+
+    def close(self) -> None:
+        """Let the other processes of the engine end; it cannot be used any more."""
+        with self._lock:
+            if self._core.ranks.are_whole:
+                self._core.sleep()  # lets go of graphs first, which hold on to connections
+            self._core.ranks.close()
 
     def statistics(self) -> dict[str, float]:
         """Counts and rates since the start; shares are of the cache's pages."""

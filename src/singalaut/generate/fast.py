@@ -36,6 +36,7 @@ from singalaut.generate.plain import (
     see,
     take_tokens,
 )
+from singalaut.generate.ranks import ALONE, Ranks
 from singalaut.generate.scheduler import Chunk, Step
 from singalaut.model.gemma3 import Gemma3
 from singalaut.model.paged import KINDS, PagedCache
@@ -60,6 +61,9 @@ class Launched:
     parts: list[Part] = field(default_factory=list)
     known: list[Outcome] = field(default_factory=list)
     event: torch.cuda.Event | None = None
+
+    def is_done(self) -> bool:
+        return self.event is None or self.event.query()
 
     def wait(self) -> Outcome:
         if self.event is not None:
@@ -103,6 +107,7 @@ class FastRunner:
         *,
         batch_invariant: bool = False,
         weights: str | None = None,
+        ranks: Ranks = ALONE,
     ):
         self.model, self.images, self.cache, self.tables = model, images, cache, tables
         self.vocab_size = vocab_size
@@ -111,10 +116,11 @@ class FastRunner:
         self._on_gpu = self.device.type == "cuda"
         slots, pages = tables.tables["global"].shape
         self.nobody = slots
-        self.batch_invariant = batch_invariant
+        self.batch_invariant, self.ranks = batch_invariant, ranks
         self.network = Network(
-            model, cache, slots, pages, vocab_size, batch_invariant=batch_invariant, weights=weights
-        )
+            model, cache, slots, pages, vocab_size, ranks,
+            batch_invariant=batch_invariant, weights=weights,
+        )  # fmt: skip
         self.state = self.network.state
         self._graphs: dict[tuple[int, int], Graph] = {}
         self._pool: Any = None
@@ -195,7 +201,9 @@ class FastRunner:
             run()
         torch.cuda.current_stream().wait_stream(stream)
         graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph, pool=self._pool):
+        # NCCL has threads of its own, which may ask for events meanwhile
+        mode = "global" if self.ranks.size == 1 else "thread_local"
+        with torch.cuda.graph(graph, pool=self._pool, capture_error_mode=mode):
             logits = run()
         self._pool = self._pool or graph.pool()
         return Graph(graph.replay, slots, picked, logits if kind == ON_HOST else logits[:0])
@@ -294,11 +302,15 @@ class FastRunner:
         """Sample by the host's rules; the device hears of the tokens at once."""
         if self.hidden_id >= 0:
             logits[:, self.hidden_id] = float("-inf")
-        outcome = take_tokens(logits, answers, alone=self.batch_invariant)
         slots = self._send([answer.slot for answer in answers], torch.int64)
-        self.state.token[slots] = self._send(outcome.tokens, torch.int32)
+        if self.ranks.is_first:
+            outcome = take_tokens(logits, answers, alone=self.batch_invariant)
+            launched.known.append(outcome)
+            tokens = self._send(outcome.tokens, torch.int32)
+        else:
+            tokens = torch.empty(len(answers), dtype=torch.int32, device=self.device)
+        self.state.token[slots] = self.ranks.share(tokens)
         self.state.position[slots] += 1
-        launched.known.append(outcome)
 
     def _logits(self, hidden: Tensor) -> Tensor:
         logits = self.network.logits(hidden)
@@ -333,12 +345,7 @@ class FastRunner:
 def _sampler_of(answer: Answer) -> int:
     """Which sampler can serve an answer."""
     params = answer.request.sampling
-    if (
-        answer.needs_tokens
-        or params.logit_bias
-        or params.top_logprobs
-        or answer.place < params.min_tokens
-    ):
+    if answer.needs_host:
         return ON_HOST
     if params.temperature == 0 or not (params.top_k or params.top_p < 1 or params.min_p):
         return LAUNCHED

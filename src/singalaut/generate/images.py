@@ -15,6 +15,7 @@ import torch
 
 from singalaut.contracts import Message
 from singalaut.errors import DataError, RequestError
+from singalaut.generate.ranks import ALONE, Ranks
 from singalaut.model.config import VisionConfig
 from singalaut.model.images import Picture, load_pictures, normalise
 from singalaut.text.parts import ImageTokens, image_sources
@@ -68,14 +69,26 @@ def read_images(
 class ImageEmbeddings:
     """What the vision part makes of pictures, the least recently used forgotten first."""
 
-    def __init__(self, model: Gemma3, together: int = BATCH):
+    def __init__(self, model: Gemma3, ranks: Ranks = ALONE, together: int = BATCH):
         self._together = together
-        self._model = model
+        self._model, self._ranks = model, ranks
         self._kept: OrderedDict[str, Tensor] = OrderedDict()
         self.computed = self.reused = 0
 
     def of(self, pictures: Sequence[Picture]) -> Tensor:
-        """Embeddings [N, I, W] of the pictures, in order."""
+        """Embeddings [N, I, W] of the pictures, in order; the first process makes them for all."""
+        if self._ranks.is_first:
+            return self._ranks.share(self._find(pictures))
+        config, weight = self._model.config, self._model.embedding.weight
+        assert config.vision is not None
+        shape = (len(pictures), config.vision.image_tokens, config.hidden_size)
+        return self._ranks.share(weight.new_empty(shape))
+
+    def clear(self) -> None:
+        """Forget everything: the weights have changed, or the memory is needed."""
+        self._kept.clear()
+
+    def _find(self, pictures: Sequence[Picture]) -> Tensor:
         new = {p.digest: p for p in pictures if p.digest not in self._kept}
         found = {p.digest: self._kept[p.digest] for p in pictures if p.digest in self._kept}
         fresh = list(new.values())
@@ -93,7 +106,3 @@ class ImageEmbeddings:
         while len(self._kept) > MAX_EMBEDDINGS:
             self._kept.popitem(last=False)
         return torch.stack([found[picture.digest] for picture in pictures])
-
-    def clear(self) -> None:
-        """Forget everything: the weights have changed, or the memory is needed."""
-        self._kept.clear()

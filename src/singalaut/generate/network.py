@@ -20,11 +20,13 @@ from singalaut.generate.kernels.elementwise import add_norms, embed, finish_qkv,
 from singalaut.generate.kernels.matmul import (
     Matrix,
     Quantised,
-    first_rows,
     fp8_product,
     product,
+    rows_of,
+    values_of,
 )
 from singalaut.generate.kernels.sampling import SlotState
+from singalaut.generate.ranks import ALONE, Ranks
 from singalaut.generate.weights import EngineWeights
 from singalaut.model.gemma3 import Gemma3, rotation
 from singalaut.model.paged import KINDS, PAGE_TOKENS, Kind, PagedCache
@@ -40,7 +42,8 @@ class Network:
 
     The slot after the last belongs to nobody: padding of a batch works there. `weights` are held in
     int8 or fp8 where it says so. `batch_invariant`: tokens of prompts and of answers go through the
-    same kernels, in which no row's numbers depend on how many rows there are.
+    same kernels, in which no row's numbers depend on how many rows there are. Of several `ranks`
+    each has the layers' shares, all embeddings, and the logits of some tokens.
     """
 
     def __init__(
@@ -50,12 +53,13 @@ class Network:
         slots: int,
         pages: int,
         vocab_size: int,
+        ranks: Ranks = ALONE,
         *,
         batch_invariant: bool,
         weights: str | None,
     ):
         self.model, self.cache, self.vocab_size = model, cache, vocab_size
-        self.batch_invariant = batch_invariant
+        self.batch_invariant, self.ranks = batch_invariant, ranks
         self.config = model.config
         self.device = model.embedding.weight.device
         self.dtype = cache.stores["global"].dtype
@@ -117,12 +121,14 @@ class Network:
 
     def logits(self, hidden: Tensor) -> Tensor:
         """Logits in float32: rounded to bfloat16 they would be the largest error of the engine."""
-        table = first_rows(self.weights.head, self.vocab_size)
+        table = self._head()
         if self.batch_invariant or isinstance(table, Quantised):
-            return product(hidden, table, torch.float32)
-        if self.dtype == torch.float32:
-            return torch.mm(hidden, table.T)
-        return torch.mm(hidden, table.T, out_dtype=torch.float32)
+            logits = product(hidden, table, torch.float32)
+        elif self.dtype == torch.float32:
+            logits = torch.mm(hidden, table.T)
+        else:
+            logits = torch.mm(hidden, table.T, out_dtype=torch.float32)
+        return self.ranks.join_columns(logits, self._head_rows(), self.vocab_size)
 
     def _decode_many(self, slots: Tensor) -> Tensor:
         state, config, eps = self.state, self.config, self.config.norm_eps
@@ -196,16 +202,31 @@ class Network:
                 self.window(kind), splits[kind],
             )  # fmt: skip
             single.matvec(mine.output, out, y)
+            self.ranks.sum(y)
             single.norm_matvec(
                 x, y, mine.attention_post_norm, mine.mlp_norm, eps, other, mine.gate_up, inner,
                 gated=True,
             )  # fmt: skip
             x, other = other, x
             single.matvec(mine.down, inner, y)
+            self.ranks.sum(y)
         single.add_norms_row(x, y, layers[-1].mlp_post_norm, weights.final_norm, eps, other, h)
-        logits = torch.empty(1, self.vocab_size, dtype=torch.float32, device=self.device)
-        single.matvec(first_rows(weights.head, self.vocab_size), h, logits)
-        return logits
+        table = self._head()
+        count = len(values_of(table))
+        logits = torch.empty(1, count, dtype=torch.float32, device=self.device)
+        single.matvec(table, h, logits)
+        return self.ranks.join_columns(logits, self._head_rows(), self.vocab_size)
+
+    def _head_rows(self) -> int:
+        """Rows of the head that each process multiplies, the last ones perhaps fewer."""
+        size = self.ranks.size
+        return self.vocab_size if size == 1 else 64 * -(-self.vocab_size // (64 * size))
+
+    def _head(self) -> Matrix:
+        """The rows of the head that this process multiplies."""
+        each = self._head_rows()
+        first = self.ranks.rank * each
+        return rows_of(self.weights.head, first, min(first + each, self.vocab_size))
 
     def _embed(self, tokens: Tensor, slots: Tensor | None) -> tuple[Tensor, Tensor]:
         """The residual stream of tokens, or of the newest ones of slots, and its first norm."""
@@ -220,12 +241,12 @@ class Network:
         eps, layers = self.config.norm_eps, self.weights.layers
         for index, mine in enumerate(layers):
             out = attention(index, self._product(h, mine.qkv))
-            y = self._product(out, mine.output)
+            y = self.ranks.sum(self._product(out, mine.output))
             add_norms(x, y, mine.attention_post_norm, mine.mlp_norm, eps, h)
             gate_up = self._product(h, mine.gate_up)
             inner = self._empty(len(x), gate_up.shape[1] // 2)
             gelu_mul(gate_up, inner)
-            y = self._product(inner, mine.down)
+            y = self.ranks.sum(self._product(inner, mine.down))
             last = index + 1 == len(layers)
             following = self.weights.final_norm if last else layers[index + 1].attention_norm
             add_norms(x, y, mine.mlp_post_norm, following, eps, h)

@@ -17,6 +17,7 @@ from torch.nn.functional import pad
 from singalaut.generate.answer import Answer
 from singalaut.generate.images import ImageEmbeddings
 from singalaut.generate.pages import PageTables
+from singalaut.generate.ranks import ALONE, Ranks
 from singalaut.generate.sampling import Sampled, sample
 from singalaut.generate.scheduler import Chunk, Step
 from singalaut.model.gemma3 import Gemma3
@@ -60,6 +61,9 @@ class Outcome:
             [bad for part in parts for bad in part.bad],
         )
 
+    def is_done(self) -> bool:
+        return True
+
     def wait(self) -> Outcome:
         """What has been computed already is there at once."""
         return self
@@ -81,11 +85,12 @@ class PlainRunner:
         *,
         batch_invariant: bool = False,
         weights: PackedKind | None = None,
+        ranks: Ranks = ALONE,
     ):
         self.model, self.images, self.cache, self.tables = model, images, cache, tables
         self.vocab_size, self.image_id = vocab_size, image_id
         self.device = model.embedding.weight.device
-        self.batch_invariant, self.weights = batch_invariant, weights
+        self.batch_invariant, self.weights, self.ranks = batch_invariant, weights, ranks
         self.refresh()
 
     def refresh(self) -> None:
@@ -98,9 +103,14 @@ class PlainRunner:
 
     @torch.inference_mode()
     def launch(self, step: Step) -> Outcome:
-        """Run a step and sample the tokens that it ends in."""
+        """Run a step and sample the tokens that it ends in.
+
+        Of several processes the first one has the whole head, and samples.
+        """
         self.tables.changes.clear()
         hidden = self._in_blocks(step) if self.batch_invariant else self._together(step)
+        if not self.ranks.is_first:
+            return Outcome([], [], None, None, [])
         places = list(range(len(step.decode)))
         answers = list(step.decode)
         begin = len(step.decode)

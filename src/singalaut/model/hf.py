@@ -36,6 +36,7 @@ from singalaut.model.hf_vision import (
     vision_shapes,
     write_processor,
 )
+from singalaut.model.shard import WHOLE, Shard
 from singalaut.model.tensors import TensorReader, TensorSpec, write_shards
 
 __all__ = ["config_from_hf", "config_to_hf", "load_model", "read_config", "save_model"]
@@ -188,10 +189,12 @@ def load_model(
     device: torch.device | str = "cpu",
     *,
     vision: bool = True,
+    shard: Shard = WHOLE,
 ) -> Gemma3:
     """The network with the weights of a Hugging Face directory, in memory of its own.
 
-    With the vision part if the checkpoint has one, unless `vision` is off.
+    With the vision part if the checkpoint has one, unless `vision` is off. Of a `shard` no more is
+    read than its weights; the vision part belongs to the first.
     """
     if dtype not in DTYPES.values():
         raise CheckpointError(
@@ -201,12 +204,20 @@ def load_model(
         )
     config = read_config(folder, vision=vision)
     with torch.device("meta"):
-        model = Gemma3(config)
+        model = Gemma3(shard.of_config(config))
+    if shard.rank:
+        model.vision = None
     reader, places = open_weights(folder, config)
     with reader:
-        names = {place: name for name, place in places.items()}
+        names = {
+            place: name
+            for name, place in places.items()
+            if not (shard.rank and name.startswith("vision."))
+        }
         for place, weight in reader.stream(names):
-            set_parameter(model, names[place], weight.to(device=device, dtype=dtype, copy=True))
+            part = shard.of_weight(names[place], weight, config)
+            part = part.to(device=device, dtype=dtype, copy=True)
+            set_parameter(model, names[place], part.contiguous())
     return model.eval()
 
 

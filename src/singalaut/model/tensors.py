@@ -27,6 +27,7 @@ DTYPE_NAMES = {
     torch.float16: "F16",
     torch.int64: "I64",
     torch.int32: "I32",
+    torch.int8: "I8",
     torch.uint8: "U8",
 }
 SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"

@@ -347,7 +347,11 @@ def _evaluate(stage: PlannedStage, plan: Plan, work: Work) -> None:
         return Subject(f"recorded {content_hash(file)}", lambda: RecordedSampler(file))
 
     subjects = {
-        name: _local(model_path(stage, plan, label), config.batch_size)
+        name: _local(
+            model_path(stage, plan, label),
+            config.batch_size,
+            tensor_parallel=config.tensor_parallel,
+        )
         for label, name in config.inputs().items()
     }
     subjects |= {
@@ -370,14 +374,14 @@ def _evaluate(stage: PlannedStage, plan: Plan, work: Work) -> None:
     )
 
 
-def _local(directory: Path, batch_size: int | None) -> Subject:
+def _local(directory: Path, batch_size: int | None, **ways: object) -> Subject:
     from singalaut.artifact import content_hash
     from singalaut.evals.evaluate import Subject
 
     def open_sampler() -> Sampler:
         from singalaut.generate.engine import open_engine
 
-        return open_engine(directory, batch_size)
+        return open_engine(directory, batch_size, **ways)
 
     return Subject(content_hash(directory), open_sampler, directory)
 

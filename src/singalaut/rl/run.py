@@ -91,7 +91,7 @@ def run_rl(
     reference = _reference(config, model, world)
     optimizer = adamw(network, config.learning_rate, 0.0, config.precision, derive(seed, "adamw"))
     sampler = sampler_of(network)
-    checkpoints = Checkpoints(work.scratch, network, optimizer, world)
+    checkpoints = Checkpoints(work.scratch, network, optimizer, world, base=model)
     start = checkpoints.load()
     work.rewind(start)
     done = [line for line in work.metrics() if "next_place" in line]

@@ -31,7 +31,7 @@ from singalaut.train.config import ApoConfig
 from singalaut.train.estimate import Estimate, Fleet, apo_estimate, tell_expected
 from singalaut.train.loop import no_progress
 from singalaut.train.meters import step_figures
-from singalaut.train.optim import adamw, scheduled_rate
+from singalaut.train.optim import open_optimizer, scheduled_rate
 from singalaut.train.pairs import MEASURED, PairLosses, PairStep, measure_pairs, pair_step
 from singalaut.train.parallel import World, join_world, shard
 from singalaut.train.reference import reference_table
@@ -63,16 +63,16 @@ def run_apo(
     Raises: DataError where no pair can be used, or steps in a row are bad; SystemExit 0, with a
     checkpoint, on SIGTERM.
     """
-    world = join_world()
+    world = join_world(config.replicas, config.tensor_parallel)
     material = _open_material(config, model, data, work, seed, world)
     pairs, steps = material.pairs, material.steps
     network = trainable(config, model, pairs.about["end_of_turn"], seed, world)
     check_device(network, config, model, world, max(config.micro_tokens, 2 * config.max_tokens))
     scored = _reference(config, network, reference, material, work, world)
-    optimizer = adamw(
-        network, config.learning_rate, config.weight_decay, config.precision, derive(seed, "adamw")
+    optimizer = open_optimizer(config, network, derive(seed, "adamw"), world)
+    checkpoints = Checkpoints(
+        work.scratch, network, optimizer, world, config.keep_checkpoints, base=model
     )
-    checkpoints = Checkpoints(work.scratch, network, optimizer, world, config.keep_checkpoints)
     start = checkpoints.load()
     if world.is_first:
         work.rewind(start)

@@ -1,30 +1,44 @@
 """The state of a training run on disk: each process writes its part, any number can read it.
 
-A checkpoint is a folder `step-000120/` with one safetensors file a process: the rows it holds of
-every trainable weight and of the optimiser's numbers for it, and in the header where these rows
-lie in the whole. Data order and random numbers are functions of the seed and the step, so no more
-is needed to go on exactly. On a GPU files are written by a thread while training goes on, from a
-copy on the host. The folder gets its name when all are there, so that a killed process leaves
-none half-written. Why not `torch.distributed.checkpoint`: its index is a pickle, and nothing here
-is ever unpickled.
+A checkpoint is a folder `step-00000120/` with one safetensors file a process: its piece of every
+trainable weight, of the optimiser's numbers for it and of the average of weights, and in the header
+where these pieces lie in the whole. What several processes hold is written by the first of them.
+Data order and random numbers are functions of the seed and the step, so no more is needed to go on
+exactly. On a GPU files are written by a thread while training goes on, from a copy on the host. The
+folder gets its name when all are there, so that a killed process leaves none half-written, and a
+full disk leaves the earlier ones. Why not `torch.distributed.checkpoint`: its index is a pickle,
+and nothing here is ever unpickled.
 """
 
 from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
-from safetensors import safe_open
 from torch import Tensor, nn
 
 from singalaut.artifact import write_json
-from singalaut.errors import DataError
-from singalaut.model.tensors import TensorReader, TensorSpec, write_tensors
+from singalaut.errors import MachineError, SingalautError, from_os_error
+from singalaut.model.tensors import TensorSpec, write_tensors
+from singalaut.train.average import Average
 from singalaut.train.parallel import World, local
+from singalaut.train.pieces import Parts, about_model, known_checkpoints
+from singalaut.train.tensor_parallel import sharing_of, side_of
+
+
+class Held(NamedTuple):
+    """A tensor as this process holds it: its name on disk, and where its piece begins."""
+
+    name: str
+    tensor: Tensor
+    place: tuple[int, ...]
+    is_mine: bool
+    """Whether this is the first of the processes that hold this piece."""
 
 
 class Checkpoints:
@@ -37,43 +51,49 @@ class Checkpoints:
         optimizer: torch.optim.Optimizer,
         world: World,
         keep: int = 1,
+        average: Average | None = None,
+        base: Path | None = None,
     ):
         self.folder, self.keep, self._world = folder, keep, world
-        self._model, self._optimizer = model, optimizer
+        self._model, self._optimizer, self._average = model, optimizer, average
+        self._about = about_model(model, base)
         self._threads = ThreadPoolExecutor(1)
         self._pending: tuple[Future[None], int] | None = None
 
     def save(self, step: int) -> None:
         """Take a copy of the state after `step` steps, and begin to write it."""
         self.finish()
-        found = self._tensors()
-        tensors = {name: _on_host(tensor) for name, tensor in found}
-        rows = {name: _first_row(tensor) for name, tensor in found}
-        target = self._partial(step)
-        target.mkdir(parents=True, exist_ok=True)
-        file = target / f"part-{self._world.rank}-of-{self._world.size}.safetensors"
-        specs = [TensorSpec(name, tuple(t.shape), t.dtype) for name, t in tensors.items()]
-        about = {"rows": json.dumps(rows)}
-        future = self._threads.submit(write_tensors, file, specs, tensors.values(), about)
+        held = [each for each in self._held() if each.is_mine]
+        tensors = [local(each.tensor).detach().cpu() for each in held]
+        specs = [
+            TensorSpec(each.name, tuple(tensor.shape), tensor.dtype)
+            for each, tensor in zip(held, tensors, strict=True)
+        ]
+        places = json.dumps({each.name: each.place for each in held})
+        file = f"part-{self._world.rank}-of-{self._world.size}.safetensors"
+        partial = self._partial(step)
+        future = self._threads.submit(_write, partial / file, specs, tensors, {"places": places})
         self._pending = (future, step)
         if self._world.device.type == "cpu":
             self.finish()  # what is written is the state itself
 
     def finish(self) -> None:
-        """Wait until what was begun is on disk, of all processes."""
+        """Wait until what was begun is on disk, of all processes.
+
+        Raises: MachineError in all of them if one could not write; earlier checkpoints are kept.
+        """
         if self._pending is None:
             return
         future, step = self._pending
         self._pending = None
-        future.result()
-        self._world.wait()
+        fault = future.exception()
+        if not self._world.any(fault is not None):
+            fault = self._complete(step)
+            if not self._world.any(fault is not None):
+                return
         if self._world.is_first:
-            partial, final = self._partial(step), self.folder / f"step-{step:08d}"
-            write_json(partial / "step.json", {"step": step, "parts": self._world.size})
-            shutil.rmtree(final, ignore_errors=True)
-            partial.rename(final)
-            for old in self._known()[: -self.keep]:
-                shutil.rmtree(old)
+            shutil.rmtree(self._partial(step), ignore_errors=True)
+        raise self._not_written(step, fault)
 
     @torch.no_grad()
     def load(self) -> int:
@@ -81,93 +101,100 @@ class Checkpoints:
 
         Raises: DataError if parts are missing or do not fit the model.
         """
-        known = self._known()
-        if not known:
+        last = self.path()
+        if last is None:
             return 0
-        about = json.loads((known[-1] / "step.json").read_bytes())
-        files = [
-            known[-1] / f"part-{rank}-of-{about['parts']}.safetensors"
-            for rank in range(about["parts"])
-        ]
-        if lost := [file.name for file in files if not file.exists()]:
-            raise DataError(
-                f"{len(lost)} of {len(files)} parts of the checkpoint are missing ({lost[0]})",
-                where=known[-1],
-                hint="remove this folder to go on from an earlier checkpoint, or from the start",
-            )
-        parts = [Part(file) for file in files]
+        parts = Parts(last)
         with torch.random.fork_rng(devices=[]):
             _create_state(self._optimizer)
-        for name, tensor in self._tensors():
-            _read_rows(parts, name, tensor)
-        return about["step"]
+        for name, tensor, place, _ in self._held():
+            parts.read_into(local(tensor), name, place)
+        return parts.about["step"]
 
     def path(self) -> Path | None:
         """The last whole checkpoint."""
-        return next(iter(self._known()[-1:]), None)
+        return next(iter(known_checkpoints(self.folder)[-1:]), None)
 
-    def _known(self) -> list[Path]:
-        return sorted(p for p in self.folder.glob("step-*") if p.suffix != ".partial")
+    def _complete(self, step: int) -> Exception | None:
+        """Give the folder its name, once all parts are there; what went wrong."""
+        if not self._world.is_first:
+            return None
+        partial, final = self._partial(step), self.folder / f"step-{step:08d}"
+        try:
+            about = {"step": step, "parts": self._world.size, **self._about}
+            write_json(partial / "step.json", about)
+            shutil.rmtree(final, ignore_errors=True)
+            partial.rename(final)
+            for old in known_checkpoints(self.folder)[: -self.keep]:
+                shutil.rmtree(old)
+        except OSError as error:
+            return from_os_error(error)
+        return None
+
+    def _not_written(self, step: int, fault: BaseException | None) -> BaseException:
+        last = self.path()
+        kept = "there is no earlier one" if last is None else f"{last.name} is whole"
+        if fault is None:
+            what, hint = "another process of the job could not write its part", "look at its log"
+        elif isinstance(fault, SingalautError):
+            what, hint = fault.what, fault.hint or ""
+        else:
+            return fault
+        return MachineError(
+            f"the checkpoint after step {step} could not be written: {what}; {kept}",
+            where=self.folder,
+            hint=f"{hint}; then run the same command to go on".removeprefix("; "),
+        )
 
     def _partial(self, step: int) -> Path:
         return self.folder / f"step-{step:08d}.partial"
 
-    def _tensors(self) -> list[tuple[str, Tensor]]:
-        found: list[tuple[str, Tensor]] = []
+    def _held(self) -> Iterator[Held]:
         for name, parameter in self._model.named_parameters():
-            if parameter.requires_grad:
-                found.append((f"weight.{name}", parameter.detach()))
-                state = self._optimizer.state[parameter]
-                found += [(f"{key}.{name}", state[key]) for key in sorted(state)]
-        return found
+            if not parameter.requires_grad:
+                continue
+            yield self._held_as("weight", name, parameter.detach())
+            state = self._optimizer.state[parameter]
+            for key in sorted(state):
+                yield self._held_as(key, name, state[key])
+            if self._average is not None:
+                yield self._held_as("average", name, self._average.kept[name])
+
+    def _held_as(self, key: str, name: str, tensor: Tensor) -> Held:
+        world = self._world
+        if not tensor.ndim:
+            return Held(f"{key}.{name}", tensor, (), world.is_first)
+        config: Any = self._model.config if world.tensor > 1 else None
+        place = _first_of(tensor)
+        side = side_of(name, config, world)
+        if side is not None:
+            place[side] += tensor.shape[side] * world.tensor_rank
+        is_mine = world.rank < world.size // world.replicas
+        if sharing_of(name, config, world) != "cut":
+            is_mine = is_mine and world.tensor_rank == 0
+        return Held(f"{key}.{name}", tensor, tuple(place), is_mine)
 
 
-class Part:
-    """The file of one process of the job that wrote a checkpoint."""
-
-    def __init__(self, file: Path):
-        self.reader = TensorReader([file])
-        with safe_open(file, "pt") as handle:
-            self.rows: dict[str, int] = json.loads(handle.metadata()["rows"])
-
-
-def _read_rows(parts: list[Part], name: str, target: Tensor) -> None:
-    """Copy what this process holds of a tensor from the parts that have it."""
-    mine = local(target)
-    if not target.ndim:
-        mine.copy_(parts[0].reader.read(name))
-        return
-    begin = _first_row(target)
-    end = begin + len(mine)
-    found = 0
-    for part in parts:
-        if name not in part.reader:
-            continue
-        first, shape = part.rows[name], part.reader.shape(name)
-        if shape[1:] != tuple(mine.shape[1:]):
-            break
-        low, high = max(begin, first), min(end, first + shape[0])
-        if low < high:
-            piece = part.reader.read(name, slice(low - first, high - first))
-            mine[low - begin : high - begin].copy_(piece)
-            found += high - low
-    if found != len(mine):
-        raise DataError(
-            f"the checkpoint has {found} of {len(mine)} rows of `{name}`",
-            hint="it was made with other settings: remove it to begin anew",
-        )
+def _write(
+    file: Path, specs: list[TensorSpec], tensors: list[Tensor], about: dict[str, str]
+) -> None:
+    try:
+        file.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise from_os_error(error) from error
+    write_tensors(file, specs, tensors, about)
 
 
-def _first_row(tensor: Any) -> int:
-    """Where the rows that this process holds lie in the whole tensor."""
+def _first_of(tensor: Any) -> list[int]:
+    """Where the piece that this process holds begins in the whole tensor."""
     if not hasattr(tensor, "device_mesh"):
-        return 0
+        return [0] * tensor.ndim
     from torch.distributed.tensor._utils import compute_local_shape_and_global_offset
 
     _, offset = compute_local_shape_and_global_offset(
         tensor.shape, tensor.device_mesh, tensor.placements
     )
-    return offset[0]
+    return list(offset)
 
 
 def _create_state(optimizer: torch.optim.Optimizer) -> None:
@@ -181,7 +208,3 @@ def _create_state(optimizer: torch.optim.Optimizer) -> None:
     optimizer.zero_grad(set_to_none=True)
     for group, rate in zip(optimizer.param_groups, rates, strict=True):
         group["lr"] = rate
-
-
-def _on_host(tensor: Tensor) -> Tensor:
-    return local(tensor).detach().cpu()

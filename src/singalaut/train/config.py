@@ -45,6 +45,8 @@ class SftConfig(StageSettings):
         "save_every": True,
         "keep_checkpoints": True,
         "watch": True,
+        "replicas": True,
+        "tensor_parallel": True,
     }
 
     kind: Literal["sft"] = "sft"
@@ -87,8 +89,21 @@ class SftConfig(StageSettings):
     """What each layer keeps for the backward pass; the rest is computed twice. `all` is fastest,
     `inputs` takes least memory; `products` and `attention` (of matrices, of attention) lie between.
     """
+    optimizer: Literal["adamw", "muon"] = "adamw"
+    """`muon` makes steps of the layers' matrices orthogonal (arXiv 2502.16982); whole weights only.
+    """
+    moments: Literal["full", "int8"] = "full"
+    """What the optimiser remembers of gradients: in the precision of the weights' copies, or
+    in 8 bits, with a scale for every 128 neighbours (arXiv 2110.02861)."""
+    ema: float | None = Field(None, gt=0, lt=1)
+    """Keep a moving average of the weights, of which each step leaves this share as it was, as in
+    0.999; it is what the stage writes."""
     compile: bool = False
     """Compile the layers: faster on a GPU, after a minute at the start."""
+    replicas: int = Field(1, ge=1)
+    """Groups of processes that hold the same weights, each cut among the processes of a group."""
+    tensor_parallel: int = Field(1, ge=1)
+    """Neighbouring processes that compute one pass together, each with a part of every matrix."""
     save_every: int = Field(20, ge=1)
     """Steps between the checkpoints that a killed run resumes from."""
     keep_checkpoints: int = Field(1, ge=1)
@@ -113,6 +128,8 @@ class SftConfig(StageSettings):
             faults.append("either `data` or `prepared`")
         if (self.steps is None) == (self.epochs is None):
             faults.append("either `steps` or `epochs`")
+        if self.optimizer == "muon" and self.adapter is not None:
+            faults.append("the optimizer `adamw` with an adapter: `muon` is for whole matrices")
         if faults:
             raise ValueError("it needs " + ", and ".join(faults))
         return self
@@ -138,6 +155,8 @@ class ApoConfig(StageSettings):
         "save_every": True,
         "keep_checkpoints": True,
         "watch": True,
+        "replicas": True,
+        "tensor_parallel": True,
     }
 
     kind: Literal["apo"] = "apo"
@@ -183,8 +202,16 @@ class ApoConfig(StageSettings):
     """Weights while training, as in the stage `sft`."""
     keep: Literal["all", "products", "attention", "inputs"] = "all"
     """What each layer keeps for the backward pass, as in the stage `sft`."""
+    optimizer: Literal["adamw", "muon"] = "adamw"
+    """Which optimiser takes the steps, as in the stage `sft`."""
+    moments: Literal["full", "int8"] = "full"
+    """What the optimiser remembers of gradients, as in the stage `sft`."""
     compile: bool = False
     """Compile the layers: faster on a GPU, after a minute at the start."""
+    replicas: int = Field(1, ge=1)
+    """Groups of processes that hold the same weights, as in the stage `sft`."""
+    tensor_parallel: int = Field(1, ge=1)
+    """Neighbouring processes that compute one pass together, as in the stage `sft`."""
     save_every: int = Field(20, ge=1)
     """Steps between checkpoints; a killed run repeats at most so many."""
     keep_checkpoints: int = Field(1, ge=1)
@@ -206,6 +233,8 @@ class ApoConfig(StageSettings):
             faults.append("either `data` or `pairs`")
         if (self.steps is None) == (self.epochs is None):
             faults.append("either `steps` or `epochs`")
+        if self.optimizer == "muon" and self.adapter is not None:
+            faults.append("the optimizer `adamw` with an adapter: `muon` is for whole matrices")
         if (self.loss == "simpo") != (self.gamma is not None):
             faults.append("`gamma` with the loss `simpo`, and only with it")
         if self.loss == "simpo" and self.reference is not None:

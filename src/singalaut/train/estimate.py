@@ -149,6 +149,11 @@ def trainer_memory(
         keep=config.keep,
         learned=None if config.adapter is None else adapter_weights(shape, config.adapter),
         processes=processes,
+        rule=config.optimizer,
+        moments=config.moments,
+        has_average=isinstance(config, SftConfig) and config.ema is not None,
+        replicas=config.replicas,
+        tensor=config.tensor_parallel,
     )
 
 

@@ -1,24 +1,46 @@
-"""AdamW over the right parameter groups, in float32 or in bfloat16, and the learning-rate schedule.
-
-Weights in float32 are the library's fused AdamW's work. Weights in bfloat16 need more care: a step
-is often smaller than half the distance between two bfloat16 numbers, and rounding to the nearest
-would lose it. Either a float32 copy of the weights takes the steps (`master`), or weights and
-moments are rounded up or down at random, so that their mean is right (`rounded`).
-"""
+"""Which optimiser steps which parameters, and the learning-rate schedule."""
 
 from __future__ import annotations
 
 import math
-from typing import Any, Literal
+from typing import Any, Literal, Protocol
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
-from singalaut.contracts import derive
-from singalaut.train.parallel import local
+from singalaut.errors import RecipeError
+from singalaut.train.adamw import BETAS, AdamW, Moments, Precision
+from singalaut.train.moments import BLOCK
+from singalaut.train.muon import Muon
+from singalaut.train.parallel import World
+from singalaut.train.tensor_parallel import copies_of, sharing_of, side_of
 
-Precision = Literal["float32", "master", "rounded"]
-BETAS = (0.9, 0.95)
+Rule = Literal["adamw", "muon"]
+ALONE = World()
+
+
+class OptimizerSettings(Protocol):
+    """What stages that train say about their optimiser."""
+
+    @property
+    def optimizer(self) -> Rule: ...
+    @property
+    def moments(self) -> Moments: ...
+    @property
+    def precision(self) -> Precision: ...
+    @property
+    def learning_rate(self) -> float: ...
+    @property
+    def weight_decay(self) -> float: ...
+
+
+def open_optimizer(
+    config: OptimizerSettings, model: nn.Module, seed: int, world: World
+) -> torch.optim.Optimizer:
+    """The optimiser that a stage's settings ask for."""
+    make = muon if config.optimizer == "muon" else adamw
+    given = (config.learning_rate, config.weight_decay, config.precision, seed)
+    return make(model, *given, config.moments, world)
 
 
 def adamw(
@@ -27,136 +49,73 @@ def adamw(
     weight_decay: float,
     precision: Precision = "float32",
     seed: int = 0,
+    moments: Moments = "full",
+    world: World = ALONE,
 ) -> torch.optim.Optimizer:
-    """AdamW (arXiv 1711.05101) over the trainable parameters.
+    """AdamW over the trainable parameters; the library's fused one where it can do it."""
+    groups = parameter_groups(model, weight_decay, world)
+    _check_blocks(groups, moments)
+    if precision == "float32" and moments == "full" and world.tensor == 1:
+        return torch.optim.AdamW(groups, lr=learning_rate, betas=BETAS, fused=True)
+    return AdamW(groups, learning_rate, precision=precision, seed=seed, moments=moments)
+
+
+def muon(
+    model: nn.Module,
+    learning_rate: float,
+    weight_decay: float,
+    precision: Precision = "float32",
+    seed: int = 0,
+    moments: Moments = "full",
+    world: World = ALONE,
+) -> Muon:
+    """Muon over the matrices of the layers, AdamW over all else that is trained."""
+    groups = parameter_groups(model, weight_decay, world, rule="muon")
+    _check_blocks(groups, moments)
+    given: dict[str, Any] = {"precision": precision, "seed": seed, "moments": moments}
+    return Muon(groups, learning_rate, world=world, **given)
+
+
+def parameter_groups(
+    model: nn.Module, weight_decay: float, world: World = ALONE, rule: Rule = "adamw"
+) -> list[dict[str, Any]]:
+    """Trainable parameters by what is done with them; `rule` is that of decayed matrices.
 
     Norms and embeddings are not decayed: Gemma 3's norms multiply by 1 + weight, so decay would
     pull them to 1, and rare tokens' embeddings would shrink between their appearances.
     """
-    decayed: list[nn.Parameter] = []
-    exempt: list[nn.Parameter] = []
-    for name, parameter in model.named_parameters():
-        if parameter.requires_grad:
-            is_exempt = parameter.ndim < 2 or name.startswith("embedding")
-            (exempt if is_exempt else decayed).append(parameter)
-    groups = [
-        {"params": decayed, "weight_decay": weight_decay},
-        {"params": exempt, "weight_decay": 0.0},
-    ]
-    groups = [group for group in groups if group["params"]]
-    if precision == "float32":
-        return torch.optim.AdamW(groups, lr=learning_rate, betas=BETAS, fused=True)
-    return LowPrecisionAdamW(groups, learning_rate, master=precision == "master", seed=seed)
+    config: Any = getattr(model, "config", None)
+    groups: dict[tuple[Any, ...], dict[str, Any]] = {}
+    for is_exempt in (False, True):  # the decayed ones come first
+        for name, parameter in model.named_parameters():
+            exempt = parameter.ndim < 2 or name.startswith("embedding")
+            if not parameter.requires_grad or exempt != is_exempt:
+                continue
+            settings = {
+                "weight_decay": 0.0 if exempt else weight_decay,
+                "rule": "adamw" if exempt else rule,
+                "copies": copies_of(name, config, world),
+                "sharing": sharing_of(name, config, world),
+                "side": side_of(name, config, world),
+            }
+            key = (is_exempt, *settings.values())
+            groups.setdefault(key, {"params": [], **settings})["params"].append(parameter)
+    return list(groups.values())
 
 
-class LowPrecisionAdamW(torch.optim.Optimizer):
-    """AdamW for weights in bfloat16; all arithmetic is float32.
+def _check_blocks(groups: list[dict[str, Any]], moments: Moments) -> None:
+    """Blocks of 8-bit moments must not depend on how many neighbours there are.
 
-    With `master`, weights and moments are kept in float32 beside the bfloat16 weights. Without, a
-    number that is written is rounded up with the probability that makes its mean right (stochastic
-    rounding, arXiv 2010.06192), and nothing is kept but two moments in bfloat16. Which way a number
-    goes is a function of the seed, the step, and its place: a resumed run repeats it.
+    Raises: RecipeError where neighbours' parts of rows do not consist of whole blocks.
     """
-
-    def __init__(
-        self,
-        groups: list[dict[str, Any]],
-        learning_rate: float,
-        *,
-        master: bool,
-        seed: int,
-        betas: tuple[float, float] = BETAS,
-        eps: float = 1e-8,
-    ):
-        super().__init__(groups, {"lr": learning_rate, "betas": betas, "eps": eps})
-        self.master, self.seed = master, seed
-
-    @torch.no_grad()
-    def step(self, closure: None = None) -> None:  # type: ignore[override]
-        """One step along the gradients that are there."""
-        number = 0
-        for group in self.param_groups:
-            for parameter in group["params"]:
-                number += 1
-                if parameter.grad is None:
-                    continue
-                state = self.state[parameter]
-                if not state:
-                    state.update(self._fresh_state(parameter))
-                state["step"] += 1
-                self._update(parameter, state, group, number)
-
-    def _fresh_state(self, parameter: nn.Parameter) -> dict[str, Tensor]:
-        dtype = torch.float32 if self.master else parameter.dtype
-        state = {
-            "step": torch.zeros((), dtype=torch.float32),
-            "exp_avg": torch.zeros_like(parameter, dtype=dtype),
-            "exp_avg_sq": torch.zeros_like(parameter, dtype=dtype),
-        }
-        if self.master:
-            state["master"] = parameter.detach().to(torch.float32, copy=True)
-        return state
-
-    def _update(
-        self, parameter: nn.Parameter, state: dict[str, Tensor], group: dict[str, Any], number: int
-    ) -> None:
-        step = int(state["step"].item())  # it lies on the host
-        first, second = group["betas"]
-        numbers = (
-            group["lr"] / (1 - first**step),
-            group["lr"] * group["weight_decay"],
-            math.sqrt(1 - second**step),
-            first,
-            second,
-            group["eps"],
+    columns = {p.shape[1] for g in groups if g["side"] == 1 for p in g["params"]}
+    if moments == "int8" and (uneven := [n for n in columns if n % BLOCK]):
+        raise RecipeError(
+            f"with `tensor_parallel`, a process has {uneven[0]} columns of a matrix, which is no "
+            f"multiple of the {BLOCK} that share a scale",
+            where='moments = "int8"',
+            hint="lower `tensor_parallel`, or leave `moments` out",
         )
-        weight, gradient = local(parameter), local(parameter.grad)
-        moments = local(state["exp_avg"]), local(state["exp_avg_sq"])
-        master = local(state["master"]) if self.master else None
-        seed = derive(self.seed, "rounding", step, number) & 0x7FFFFFFF
-        if weight.is_cuda:
-            from singalaut.train.kernels import adamw_step
-
-            adamw_step(weight, gradient, *moments, master, numbers, seed)
-        else:
-            plain_step(weight, gradient, *moments, master, numbers, seed)
-
-
-def plain_step(
-    weight: Tensor,
-    gradient: Tensor,
-    mean: Tensor,
-    square: Tensor,
-    master: Tensor | None,
-    numbers: tuple[float, ...],
-    seed: int,
-) -> None:
-    """One AdamW step in PyTorch's own operations; what the kernel is held to."""
-    rate, decay, root_correction, first, second, eps = numbers
-    g = gradient.float()
-    m = mean.float().lerp_(g, 1 - first)
-    v = square.float().mul_(second).addcmul_(g, g, value=1 - second)
-    w = (weight.float() if master is None else master).mul(1 - decay)
-    w.addcdiv_(m, v.sqrt().div_(root_correction).add_(eps), value=-rate)
-    if master is not None:
-        master.copy_(w)
-        weight.copy_(w)
-        mean.copy_(m)
-        square.copy_(v)
-        return
-    generator = torch.Generator(weight.device).manual_seed(seed)
-    for target, exact in ((weight, w), (mean, m), (square, v)):
-        target.copy_(randomly_rounded(exact, generator))
-
-
-def randomly_rounded(x: Tensor, generator: torch.Generator) -> Tensor:
-    """Float32 to one of the two bfloat16 neighbours, the nearer the likelier; infinities stay."""
-    bits = x.view(torch.int32)
-    noise = torch.randint(
-        0, 1 << 16, x.shape, dtype=torch.int32, device=x.device, generator=generator
-    )
-    up = torch.where(x.isfinite(), (bits + noise) & -65536, bits)
-    return up.view(torch.float32).to(torch.bfloat16)
 
 
 def scheduled_rate(step: int, steps: int, warmup: int, peak: float, final: float) -> float:

@@ -85,7 +85,7 @@ def pair_step(
     count = len(answers)
 
     def learn(losses: Tensor) -> None:
-        (losses.sum() * world.size / count).backward()  # gradients of processes are averaged
+        (losses.sum() * world.data_size / count).backward()  # gradients of processes are averaged
 
     table = _measure(model, rows, answers, reference, loss, world, learn)
     mean = float(table[:, 0].mean())
@@ -156,8 +156,8 @@ def _row(
 
 def _share(rows: Sequence[PairRow], world: World) -> list[PairRow]:
     """The rows of this process; all get equally many, if need be one without a pair."""
-    own = list(rows[world.rank :: world.size])
-    if len(own) < math.ceil(len(rows) / world.size):
+    own = list(rows[world.data_rank :: world.data_size])
+    if len(own) < math.ceil(len(rows) / world.data_size):
         nothing = torch.zeros(0, dtype=torch.int64)
         zero = torch.zeros(1, 1, dtype=torch.int64)
         own.append(PairRow(zero, (1,), nothing, nothing, np.zeros(0, dtype=np.int64)))

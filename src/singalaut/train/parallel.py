@@ -2,13 +2,16 @@
 
 `torchrun` starts one process a GPU (or several on a CPU, over gloo). Weights, gradients and moments
 are cut along their first side, layer by layer (FSDP2: each layer is put together just before it
-runs). With one process nothing here does anything, and the code around it is the same.
-Source: arXiv 2304.11277.
+runs). With `replicas`, they are cut among fewer processes, and groups of these hold the same. With
+`tensor_parallel`, as many neighbours compute one pass together (`tensor_parallel.py`); embedding
+and head are then cut among all. With one process nothing here does anything, and the code around it
+is the same. Source: arXiv 2304.11277.
 """
 
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from datetime import timedelta
 from typing import Any
@@ -24,17 +27,57 @@ TIMEOUT = timedelta(minutes=10)  # of a process that the others wait for
 
 @dataclass(frozen=True)
 class World:
-    """This process among those of the job."""
+    """This process among those of the job: replica, then part, then tensor-parallel neighbour."""
 
     rank: int = 0
     size: int = 1
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
+    replicas: int = 1
+    """Groups of processes that hold the same."""
+    tensor: int = 1
+    """Neighbours that compute one pass together."""
+    layers_mesh: Any = None
+    """Among whom layers are cut: one axis, or replicas and parts."""
+    whole_mesh: Any = None
+    """Among whom all else is cut: the same, with neighbours among the parts."""
+    neighbours: Any = None
+    """The process group of the tensor-parallel neighbours."""
 
     @property
     def is_first(self) -> bool:
         return self.rank == 0
 
+    @property
+    def data_rank(self) -> int:
+        """Which share of a step's rows is this process's; neighbours have the same."""
+        return self.rank // self.tensor
+
+    @property
+    def data_size(self) -> int:
+        """How many shares there are."""
+        return self.size // self.tensor
+
+    @property
+    def tensor_rank(self) -> int:
+        return self.rank % self.tensor
+
+    @property
+    def parts(self) -> int:
+        """Processes among whom a layer's weights are cut, neighbours aside."""
+        return self.size // self.replicas // self.tensor
+
+    @property
+    def part_group(self) -> Any:
+        """The process group of those among whom a layer's weights are cut."""
+        mesh = self.layers_mesh
+        return mesh.get_group("part") if self.replicas > 1 else mesh.get_group()
+
     def total(self, values: Tensor) -> Tensor:
+        """The sum over all shares of a step's rows, in place."""
+        values = self.everywhere(values)
+        return values.div_(self.tensor) if self.tensor > 1 else values
+
+    def everywhere(self, values: Tensor) -> Tensor:
         """The sum over all processes, in place."""
         if self.size > 1:
             torch.distributed.all_reduce(values)
@@ -44,7 +87,7 @@ class World:
         """Whether it is so in any process."""
         if self.size == 1:
             return here
-        return bool(self.total(torch.tensor(float(here), device=self.device)).item())
+        return bool(self.everywhere(torch.tensor(float(here), device=self.device)).item())
 
     def wait(self) -> None:
         """Until all processes are here."""
@@ -52,12 +95,19 @@ class World:
             torch.distributed.barrier()
 
 
-def join_world() -> World:
+def join_world(replicas: int = 1, tensor: int = 1) -> World:
     """Meet the other processes that `torchrun` started, if it did.
 
-    Raises: MachineError naming the process if the others cannot be met.
+    Raises: MachineError naming the process if the others cannot be met, or if there are not as
+    many as the settings need.
     """
     size, rank = int(os.environ.get("WORLD_SIZE", "1")), int(os.environ.get("RANK", "0"))
+    if size % (replicas * tensor):
+        raise MachineError(
+            f"the job has {size} process{'es' if size > 1 else ''}; `replicas = {replicas}` and "
+            f"`tensor_parallel = {tensor}` need a multiple of {replicas * tensor}",
+            hint=f"start it with `torchrun --nproc-per-node {replicas * tensor} …`, or lower them",
+        )
     device = torch.device("cpu")
     if torch.cuda.is_available():
         device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
@@ -76,34 +126,64 @@ def join_world() -> World:
                 f"process {rank} of {size} could not meet the others: {error}",
                 hint="start all with `torchrun`, and look at the log of the first that ended",
             ) from error
-    return World(rank, size, device)
+    return World(rank, size, device, replicas, tensor, *_meshes(device, size, replicas, tensor))
+
+
+def _meshes(device: torch.device, size: int, replicas: int, tensor: int) -> tuple[Any, Any, Any]:
+    """Who shares layers, who shares all else, and the group of neighbours."""
+    from torch.distributed.device_mesh import init_device_mesh
+
+    kind = device.type
+    if replicas == tensor == 1:
+        mesh = init_device_mesh(kind, (size,), mesh_dim_names=("part",))
+        return mesh, mesh, None
+    parts = size // replicas // tensor
+    names: tuple[str, ...] = ("replica", "part", "neighbour")
+    mesh = init_device_mesh(kind, (replicas, parts, tensor), mesh_dim_names=names)
+    layers = mesh["replica", "part"] if replicas > 1 else mesh["part"]
+    if tensor == 1:
+        return layers, layers, None
+    if replicas > 1:
+        shape, names = (replicas, parts * tensor), ("replica", "part")
+        whole = init_device_mesh(kind, shape, mesh_dim_names=names)
+    else:
+        whole = init_device_mesh(kind, (size,), mesh_dim_names=("part",))
+    return layers, whole, mesh["neighbour"].get_group()
 
 
 def shard(model: Gemma3, world: World) -> Gemma3:
     """Cut the weights among the processes: each layer by itself, then what is around them.
 
     Gradients are summed in float32 whatever the weights are. Layers of a small model stay together
-    from the forward to the backward pass, which saves half of the traffic.
+    from the forward to the backward pass, which saves half of the traffic. A vision part, which is
+    frozen, is left whole: not all processes have pictures in a step.
     """
     if world.size == 1:
         return model
     from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 
+    if world.tensor > 1:
+        from singalaut.train.tensor_parallel import split_layers
+
+        split_layers(model, world)
     policy = MixedPrecisionPolicy(reduce_dtype=torch.float32)
     parts = not is_small(sum(p.numel() * p.element_size() for p in model.parameters()), world)
     for layer in model.layers:
-        fully_shard(layer, mp_policy=policy, reshard_after_forward=parts)
-    fully_shard(model, mp_policy=policy)
+        fully_shard(layer, mesh=world.layers_mesh, mp_policy=policy, reshard_after_forward=parts)
+    seeing = set() if model.vision is None else set(model.vision.parameters())
+    fully_shard(model, mesh=world.whole_mesh, mp_policy=policy, ignored_params=seeing)
     return model
 
 
-def put_away(model: Any) -> None:
+def put_away(model: nn.Module) -> None:
     """Let go of weights that a pass without gradients has put together.
 
     Until then the model's parameters are whole tensors, and an optimiser must not get hold of them.
     """
-    if hasattr(model, "reshard"):
-        model.reshard()
+    for module in model.modules():
+        reshard: Any = getattr(module, "reshard", None)
+        if reshard is not None:
+            reshard()
 
 
 def is_small(weight_bytes: int, world: World) -> bool:
@@ -121,20 +201,43 @@ def local(tensor: Any) -> Tensor:
     return getattr(tensor, "_local_tensor", tensor)
 
 
+def like(matrix: Any, columns: int, dtype: torch.dtype) -> Tensor:
+    """Zeros with the rows of a matrix, which lie with the processes that hold those rows."""
+    mine = local(matrix)
+    zeros = torch.zeros(len(mine), columns, dtype=dtype, device=mine.device)
+    if not hasattr(matrix, "device_mesh"):
+        return zeros
+    from torch.distributed.tensor import DTensor
+
+    return DTensor.from_local(
+        zeros,
+        matrix.device_mesh,
+        matrix.placements,
+        run_check=False,
+        shape=torch.Size((len(matrix), columns)),
+        stride=(columns, 1),
+    )
+
+
 def whole(tensor: Any) -> Tensor:
     """A tensor put together from its parts; all processes have to ask for it."""
     return tensor.full_tensor() if hasattr(tensor, "full_tensor") else tensor
 
 
 @torch.no_grad()
-def gradient_norm(parameters: list[nn.Parameter], world: World) -> Tensor:
-    """The norm of all gradients, over all processes, in float32."""
+def gradient_norm(groups: Sequence[dict[str, Any]], world: World) -> Tensor:
+    """The norm of all gradients, over all processes, in float32; `groups` are an optimiser's.
+
+    A group's `copies` are the processes that hold the same part of its parameters; one if not said.
+    """
+    wide = torch.float32
     squares = [
-        torch.linalg.vector_norm(local(p.grad), dtype=torch.float32).square()
-        for p in parameters
+        torch.linalg.vector_norm(local(p.grad), dtype=wide).square() / group.get("copies", 1)
+        for group in groups
+        for p in group["params"]
         if p.grad is not None
     ]
-    return world.total(torch.stack(squares).sum()).sqrt()
+    return world.everywhere(torch.stack(squares).sum()).sqrt()
 
 
 @torch.no_grad()

@@ -13,16 +13,19 @@ from typing import Literal
 from singalaut.errors import MachineError
 from singalaut.loss.logprobs import CHUNK_BYTES
 from singalaut.model.config import Gemma3Config
-from singalaut.train.optim import Precision
+from singalaut.train.adamw import Moments, Precision
+from singalaut.train.moments import BLOCK
+from singalaut.train.optim import Rule
 
 Keep = Literal["all", "products", "attention", "inputs"]
 GIB = 2**30
-# bytes of one weight, its gradient, and what the optimiser keeps of it
+# bytes of one weight (its gradient has as many), of its float32 copy, and of a moment
 WEIGHT_BYTES: dict[Precision, tuple[int, int, int]] = {
-    "float32": (4, 4, 8),
-    "master": (2, 2, 12),
-    "rounded": (2, 2, 4),
+    "float32": (4, 0, 4),
+    "master": (2, 4, 4),
+    "rounded": (2, 0, 2),
 }
+MOMENTS: dict[Rule, int] = {"adamw": 2, "muon": 1}
 
 
 def layer_weights(config: Gemma3Config) -> int:
@@ -63,47 +66,83 @@ def memory_plan(
     accumulates: bool = True,
     learned: int | None = None,
     processes: int = 1,
+    rule: Rule = "adamw",
+    moments: Moments = "full",
+    has_average: bool = False,
+    replicas: int = 1,
+    tensor: int = 1,
 ) -> dict[str, int]:
     """Bytes on one device at the fullest moment of a step of `tokens` a pass, by part.
 
     `learned` is how many weights have gradients, all if None; `accumulates` whether gradients are
-    kept from one pass to the next. The fullest moment is the end of the forward pass, when all that
-    layers keep is there and the head's logits are made, or the end of the backward pass, when all
-    gradients are. Checked against measurements: within 5 % where layers are compiled and keep
-    `all`.
+    kept from one pass to the next; `tensor` how many of the processes compute one pass together.
+    The fullest moment is the end of the forward pass, when all that layers keep is there and the
+    head's logits are made, or the end of the backward pass, when all gradients are, or a step of
+    Muon. Checked against measurements: within 5 % where layers are compiled and keep `all`.
     """
-    weights = config.num_layers * layer_weights(config) + config.vocab_size * config.hidden_size
-    size, gradient, moments = WEIGHT_BYTES[precision]
+    layer, head = layer_weights(config), config.vocab_size * config.hidden_size
+    weights = config.num_layers * layer + head
+    size, _, _ = WEIGHT_BYTES[precision]
     trained = weights if learned is None else learned
-    head = config.vocab_size * config.hidden_size
+    parts = processes // replicas
+    kept = optimiser_bytes(
+        trained, trained - head if learned is None else 0, precision, rule, moments
+    )
     plan = {
-        "weights": weights * size // processes,
-        "optimiser": trained * moments // processes,
-        "gradients": trained * gradient // processes if accumulates else 0,
-        "kept for the backward pass": tokens * config.num_layers * _kept(config, keep, size),
+        "weights": weights * size // parts,
+        "optimiser": kept // parts,
+        "average": trained * 4 // parts if has_average else 0,
+        "gradients": trained * size // parts if accumulates else 0,
+        "kept for the backward pass": tokens
+        * config.num_layers
+        * _kept(config, keep, size, tensor),
         "logits": min(CHUNK_BYTES, tokens * config.vocab_size * size),
         "gradient of the head": head * size if learned is None else 0,
     }
     if keep != "all":
-        plan["one layer computed again"] = 2 * tokens * _kept(config, "all", size)
+        plan["one layer computed again"] = 2 * tokens * _kept(config, "all", size, tensor)
     if processes > 1:
-        plan["put together"] = (2 * layer_weights(config) + head) * size
-    last = {
-        "weights": plan["weights"],
-        "optimiser": plan["optimiser"],
-        "gradients": trained * gradient // processes,
-        "gradient of the head": plan["gradient of the head"],
-    }
+        plan["put together"] = (2 * layer // tensor + head) * size
+    fixed = ("weights", "optimiser", "average", "gradient of the head")
+    last = {name: plan[name] for name in fixed}
+    last["gradients"] = trained * size // parts
     if processes > 1:  # the head's gradient is summed last, in float32
         last |= {"put together": head * size, "gradient of the head": head * 4}
-    return max(plan, last, key=lambda parts: sum(parts.values()))
+    stepping = {name: plan[name] for name in ("weights", "optimiser", "average")}
+    stepping["gradients"] = trained * size // parts
+    if rule == "muon":
+        stepping["made orthogonal"] = muon_bytes(config, moments, processes // replicas // tensor)
+    return max(plan, last, stepping, key=lambda each: sum(each.values()))
 
 
-def _kept(config: Gemma3Config, keep: Keep, size: int) -> int:
-    """Bytes that a layer keeps of each token; its input and middle are float32."""
-    width, inner = config.hidden_size, config.intermediate_size
-    queries = config.num_heads * config.head_dim
-    projected = queries + 2 * config.num_kv_heads * config.head_dim
+def muon_bytes(config: Gemma3Config, moments: Moments, parts: int) -> int:
+    """Bytes that one step of the largest matrix takes: products of the whole, in bfloat16, and
+    float32 numbers of this process's rows, more of them where they become codes of 8 bits.
+    """
+    largest = config.hidden_size * config.intermediate_size
+    return largest * 8 + largest * (40 if moments == "int8" else 16) // parts
+
+
+def optimiser_bytes(
+    trained: int, hidden: int, precision: Precision, rule: Rule, moments: Moments
+) -> int:
+    """Bytes that the optimiser keeps of `trained` weights, `hidden` of them in layers' matrices."""
+    _, copy, moment = WEIGHT_BYTES[precision]
+    each = moment if moments == "full" else 1 + 4 / BLOCK
+    muon = hidden if rule == "muon" else 0
+    numbers = MOMENTS["muon"] * muon + MOMENTS["adamw"] * (trained - muon)
+    return int(trained * copy + numbers * each)
+
+
+def _kept(config: Gemma3Config, keep: Keep, size: int, tensor: int) -> int:
+    """Bytes that a layer keeps of each token; its input and middle are float32.
+
+    What lies between the matrices that neighbours have parts of is divided among them.
+    """
+    width, inner = config.hidden_size, config.intermediate_size // tensor
+    queries = config.num_heads * config.head_dim // tensor
+    key_heads = max(1, config.num_kv_heads // tensor)
+    projected = queries + 2 * key_heads * config.head_dim
     if keep == "inputs":
         return 4 * width
     if keep == "attention":
@@ -119,10 +158,11 @@ def check_memory(plan: dict[str, int], room: int, where: str) -> None:
     if total <= room:
         return
     parts = ", ".join(f"{name} {size / GIB:.1f}" for name, size in plan.items() if size)
-    fixed = sum(plan[name] for name in ("weights", "optimiser", "gradients"))
+    fixed = sum(plan[name] for name in ("weights", "optimiser", "average", "gradients"))
     hints = ["lower `micro_tokens`", 'set `keep = "inputs"`']
     if fixed > 0.8 * room:
-        hints = ['set `precision = "rounded"`', "train an `adapter`", "use more GPUs by `torchrun`"]
+        hints = ['set `precision = "rounded"`', 'set `moments = "int8"`', "train an `adapter`"]
+        hints.append("use more GPUs by `torchrun`")
     raise MachineError(
         f"a step needs about {total / GIB:.1f} GiB ({parts}); the device has {room / GIB:.1f}",
         where=where,

@@ -9,7 +9,9 @@ import logging
 import statistics
 import time
 from collections.abc import Sequence
+from contextlib import nullcontext
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -22,13 +24,14 @@ from singalaut.model.hf import (
     copy_companions,
 )
 from singalaut.progress import progress
+from singalaut.train.average import Average
 from singalaut.train.checkpoint import Checkpoints
 from singalaut.train.config import SftConfig
 from singalaut.train.estimate import sft_estimate, tell_expected
 from singalaut.train.loop import no_progress
 from singalaut.train.material import Material, open_material
 from singalaut.train.meters import step_figures
-from singalaut.train.optim import adamw, scheduled_rate
+from singalaut.train.optim import open_optimizer, scheduled_rate
 from singalaut.train.parallel import World, join_world
 from singalaut.train.step import Meters, train_step, validate
 from singalaut.train.watching import Asked, watch_stage
@@ -58,16 +61,18 @@ def run_sft(
     `report/report.html`.
     Raises: DataError when steps in a row are bad; SystemExit 0, with a checkpoint, on SIGTERM.
     """
-    world = join_world()
+    world = join_world(config.replicas, config.tensor_parallel)
     material = open_material(config, model, data, seed, prepared)
     store, steps = material.store, material.steps
     work.facts["data"] = store.about["provenance"]
     network = trainable(config, model, store.about["end_of_turn"], seed, world)
-    check_device(network, config, model, world, max(config.micro_tokens, config.max_tokens))
-    optimizer = adamw(
-        network, config.learning_rate, config.weight_decay, config.precision, derive(seed, "adamw")
+    row_tokens = max(config.micro_tokens, config.max_tokens)
+    check_device(network, config, model, world, row_tokens, config.ema is not None)
+    optimizer = open_optimizer(config, network, derive(seed, "adamw"), world)
+    average = None if config.ema is None else Average(network, optimizer, config.ema)
+    checkpoints = Checkpoints(
+        work.scratch, network, optimizer, world, config.keep_checkpoints, average, model
     )
-    checkpoints = Checkpoints(work.scratch, network, optimizer, world, config.keep_checkpoints)
     start = checkpoints.load()
     if world.is_first:
         work.rewind(start)
@@ -81,7 +86,7 @@ def run_sft(
         for step in range(start, steps):
             watch.begin_step(step)
             if step == start == 0 or (step and step % config.validate_every == 0):
-                _measure(network, material, config, step, work, world)
+                _measure(network, material, config, step, work, world, average)
             begin = time.monotonic()
             first = step * config.batch_size
             chosen = material.mixture.documents(first, first + config.batch_size)
@@ -105,6 +110,8 @@ def run_sft(
                 _log_step(work, store, step, meters, rate, figures)
             if meters.taken:
                 bad, norms = [], [*norms[1 - REMEMBERED :], meters.gradient_norm]
+                if average is not None:
+                    average.follow(step)
             else:
                 bad.append(step)
                 log.warning("step %d left out: loss %s, gradient norm %s", step, *meters.fault)
@@ -122,9 +129,10 @@ def run_sft(
                 log.info("stopped as asked, after step %d; run again to go on", step)
                 raise SystemExit(0)
     checkpoints.finish()
-    _measure(network, material, config, steps, work, world)
+    _measure(network, material, config, steps, work, world, average)
     watch.finish()
-    write_model(network, config.adapter, model, work, seed, world)
+    with nullcontext() if average is None else average.in_place():
+        write_model(network, config.adapter, model, work, seed, world)
     if world.is_first:
         copy_companions(model, work.path / "model")
     world.wait()
@@ -168,18 +176,30 @@ def _by_name(losses: np.ndarray, store: Store) -> dict[str, dict[str, float]]:
 
 
 def _measure(
-    network: Gemma3, material: Material, config: SftConfig, step: int, work: Work, world: World
+    network: Gemma3,
+    material: Material,
+    config: SftConfig,
+    step: int,
+    work: Work,
+    world: World,
+    average: Average | None,
 ) -> None:
-    """The loss on what is held out, logged as it is before step `step`."""
+    """The loss on what is held out, logged as it is before step `step`; of the average, too."""
     if not len(material.held_out):
         return
     micros = micro_batches(material.store, material.held_out, config.micro_tokens)
-    losses = validate(network.eval(), micros, world)
+    found = _validation("validation", validate(network.eval(), micros, world), material.store)
+    if average is not None:
+        with average.in_place():
+            losses = validate(network, micros, world)
+        found |= _validation("average_validation", losses, material.store)
     network.train()
-    total, count = losses.sum((0, 1))
     if world.is_first:
-        found = {
-            f"validation_{name}": value for name, value in _by_name(losses, material.store).items()
-        }
-        work.log(step=step, validation_loss=float(total / max(1, count)), **found)
-        log.info("step %d: validation loss %.4f", step, total / max(1, count))
+        work.log(step=step, **found)
+        log.info("step %d: validation loss %.4f", step, found["validation_loss"])
+
+
+def _validation(label: str, losses: np.ndarray, store: Store) -> dict[str, Any]:
+    total, count = losses.sum((0, 1))
+    by_name = {f"{label}_{name}": value for name, value in _by_name(losses, store).items()}
+    return {f"{label}_loss": float(total / max(1, count)), **by_name}

@@ -16,6 +16,7 @@ from singalaut.model.attention import Packed
 from singalaut.model.gemma3 import Gemma3
 from singalaut.train.parallel import World, gradient_norm, scale_gradients
 from singalaut.train.pictures import embed_pictures
+from singalaut.train.tensor_parallel import share_gradients
 
 ALONE = World()
 
@@ -58,7 +59,7 @@ def train_step(
     own = share(micros, world)
     for micro, images in zip(own, _images_of(model, own), strict=True):
         # gradients of the processes are averaged, so each divides by its part of the tokens
-        mean, losses = _loss(model, micro, images, max(1, learned) / world.size)
+        mean, losses = _loss(model, micro, images, max(1, learned) / world.data_size)
         mean.backward()
         tally.add(micro, losses)
     table = tally.table(world)
@@ -81,7 +82,8 @@ def descend(
     Nothing is changed where `loss` or the norm are not finite, or the norm is above `spike`.
     """
     parameters = [p for group in optimizer.param_groups for p in group["params"]]
-    norm = gradient_norm(parameters, world)
+    share_gradients(optimizer.param_groups, world)
+    norm = gradient_norm(optimizer.param_groups, world)
     length = norm.item()
     taken = math.isfinite(loss) and math.isfinite(length) and (spike is None or length <= spike)
     if taken:
@@ -107,8 +109,8 @@ def validate(model: Gemma3, micros: Sequence[Micro], world: World = ALONE) -> np
 
 def share(micros: Sequence[Micro], world: World) -> list[Micro]:
     """The micro-batches of this process; all get equally many, if need be one without a loss."""
-    own = list(micros[world.rank :: world.size])
-    if len(own) < math.ceil(len(micros) / world.size):
+    own = list(micros[world.data_rank :: world.data_size])
+    if len(own) < math.ceil(len(micros) / world.data_size):
         zero = torch.zeros(1, 1, dtype=torch.int64)
         own.append(Micro(zero, zero.bool(), (1,)))
     return own

@@ -21,8 +21,9 @@ from singalaut.model.gemma3 import Gemma3
 from singalaut.model.hf import load_model
 from singalaut.model.lora import add_adapter
 from singalaut.train.config import AdapterConfig
-from singalaut.train.parallel import World, is_small, whole
+from singalaut.train.parallel import World, is_small
 from singalaut.train.plan import GIB
+from singalaut.train.tensor_parallel import whole_parameter
 from singalaut.watch.config import WatchConfig
 from singalaut.watch.watch import Watch
 
@@ -104,7 +105,8 @@ def open_samplers(
     """
     if world.size == 1:
         return _lent(network, asked)
-    weight_bytes = sum(p.numel() * p.element_size() for p in network.parameters())
+    held = sum(p.numel() * p.element_size() for p in network.parameters())
+    weight_bytes = held * world.tensor  # neighbours have matrices in parts
     if world.device.type == "cuda" and not is_small(weight_bytes, world):
         raise MachineError(
             f"answers while training need all weights in one process, and {weight_bytes / GIB:.1f} "
@@ -157,7 +159,8 @@ def _gathered(
         copy.requires_grad_(False).eval()
     with torch.no_grad():
         for name, parameter in network.named_parameters():
-            weight = whole(parameter.detach())  # all have to take part
+            # all have to take part
+            weight = whole_parameter(name, parameter.detach(), network.config, world)
             if copy is not None:
                 copy.get_parameter(name).data = weight
     try:

@@ -25,10 +25,12 @@ from singalaut.model.hf import (
 )
 from singalaut.model.lora import add_adapter, merge_adapter, save_adapter
 from singalaut.model.training import checkpoint_layers, compile_layers, restore_layers
+from singalaut.train.adamw import Moments, Precision
 from singalaut.train.config import AdapterConfig
-from singalaut.train.optim import Precision
-from singalaut.train.parallel import World, shard, whole
+from singalaut.train.optim import Rule
+from singalaut.train.parallel import World, shard
 from singalaut.train.plan import GIB, check_memory, memory_plan
+from singalaut.train.tensor_parallel import whole_parameter
 
 log = logging.getLogger("singalaut")
 
@@ -44,6 +46,15 @@ class TrainingSettings(Protocol):
     def keep(self) -> Literal["all", "products", "attention", "inputs"]: ...
     @property
     def compile(self) -> bool: ...
+
+
+class PlannedSettings(TrainingSettings, Protocol):
+    """What else decides how much memory a step takes."""
+
+    @property
+    def optimizer(self) -> Rule: ...
+    @property
+    def moments(self) -> Moments: ...
 
 
 def trainable(
@@ -71,7 +82,12 @@ def trainable(
 
 
 def check_device(
-    network: Gemma3, config: TrainingSettings, model: Path, world: World, row_tokens: int
+    network: Gemma3,
+    config: PlannedSettings,
+    model: Path,
+    world: World,
+    row_tokens: int,
+    has_average: bool = False,
 ) -> None:
     """Say what a step will take of the device's memory, and refuse what it has not got."""
     if world.device.type != "cuda":
@@ -84,6 +100,11 @@ def check_device(
         keep=config.keep,
         learned=None if config.adapter is None else learned,
         processes=world.size,
+        rule=config.optimizer,
+        moments=config.moments,
+        has_average=has_average,
+        replicas=world.replicas,
+        tensor=world.tensor,
     )
     log.info("memory of a step: about %.1f GiB a device", sum(plan.values()) / GIB)
     check_memory(plan, torch.cuda.get_device_properties(world.device).total_memory, model.name)
@@ -133,14 +154,21 @@ def _write_together(
     dtype = stored_dtype(model)
     names = dict(network.named_parameters())
     if adapter is None:
-        tensors = (whole(names[name]) for name in parameter_shapes(network.config))
+        tensors = (
+            whole_parameter(name, names[name], network.config, world)
+            for name in parameter_shapes(network.config)
+        )
         if world.is_first:
             save_weights(work.path / "model", network.config, dtype, tensors)
         else:
             for _ in tensors:
                 pass
         return
-    learned = {name: whole(p).cpu() for name, p in names.items() if p.requires_grad}
+    learned = {
+        name: whole_parameter(name, parameter, network.config, world).cpu()
+        for name, parameter in names.items()
+        if parameter.requires_grad
+    }
     if world.is_first:
         plain = load_model(model, dtype, "cpu")
         plain.config = network.config

@@ -61,10 +61,10 @@ def values_of(matrix: Matrix) -> Tensor:
     return matrix.values if isinstance(matrix, Quantised) else matrix
 
 
-def first_rows(matrix: Matrix, count: int) -> Matrix:
+def rows_of(matrix: Matrix, first: int, end: int) -> Matrix:
     if isinstance(matrix, Quantised):
-        return Quantised(matrix.values[:count], matrix.scales[:count])
-    return matrix[:count]
+        return Quantised(matrix.values[first:end], matrix.scales[first:end])
+    return matrix[first:end]
 
 
 def product(x: Tensor, weight: Matrix, out_dtype: torch.dtype | None = None) -> Tensor:
