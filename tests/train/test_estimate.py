@@ -90,7 +90,9 @@ def test_speeds_are_those_that_were_measured():
         found = sft_estimate(sft(), shape_of(size), [4096], 10, Fleet(H100))
         assert found.tokens / found.seconds["train"] == pytest.approx(speed, rel=0.03), size
         assert found.tokens == 40_960 and tokens % 4096 == 0
-    size, *_, speed, _, _, _ = measured("sft-2-nvidia-h200")[1]
+    rows = measured("sft-2-nvidia-h200")
+    (row,) = [row for row in rows if row[0] == "27b"]
+    size, speed = row[0], row[5]
     found = sft_estimate(sft(), shape_of(size), [4096], 10, Fleet(H200, 2))
     assert size == "27b" and found.tokens / found.seconds["train"] == pytest.approx(speed, rel=0.05)
 
