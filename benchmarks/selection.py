@@ -50,7 +50,9 @@ def main() -> None:
     ways: dict[str, Callable[[], object]] = {
         "one by one": lambda: backward_each(model, alone),
         "at once": lambda: [None for micro in rows for _ in sample_gradients(model, micro).pieces],
-        "at once, projected": lambda: [project(model, m, sketch, None) for m in rows],
+        "at once, projected": lambda: [
+            project(sample_gradients(model, m), sketch, None) for m in rows
+        ],
     }
     speeds: dict[str, list[float]] = {name: [] for name in ways}
     for way in ways.values():

@@ -16,7 +16,7 @@ import platform
 import shutil
 import sys
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib import metadata
@@ -61,13 +61,14 @@ class Artifact:
 class Work:
     """An artifact in progress: `path` is its folder; `log` adds a line to `metrics.jsonl`.
 
-    What a stage puts into `facts` stands in the manifest.
+    What a stage puts into `facts` stands in the manifest; `listeners` hear of each line, too.
     """
 
     def __init__(self, path: Path):
         self.path = path
         self.scratch = path / ".work"  # what a resume needs; gone once the artifact is sealed
         self.facts: dict[str, Any] = {}
+        self.listeners: list[Callable[[dict[str, Any]], None]] = []
         self._metrics = path / "metrics.jsonl"
         if self._metrics.exists() and not self._metrics.read_bytes().endswith(b"\n"):
             self.rewind(sys.maxsize)  # a kill cut the last line short
@@ -75,6 +76,8 @@ class Work:
     def log(self, **values: Any) -> None:
         with self._metrics.open("a", encoding="utf-8") as file:
             file.write(json.dumps(values, ensure_ascii=False) + "\n")
+        for listener in self.listeners:
+            listener(values)
 
     def metrics(self) -> list[dict[str, Any]]:
         """The lines logged so far; a last line cut short by a kill is dropped."""
@@ -212,7 +215,14 @@ def open_artifact(
                 hint="run again if another process has just finished it; else move it away",
             )
         state_file = partial / "state.json"
-        state: dict[str, Any] = {"kind": kind, "started": _now(), "seconds": 0.0}
+        state: dict[str, Any] = {
+            "kind": kind,
+            "stage": name,
+            "config": dict(config),
+            "seed": seed,
+            "started": _now(),
+            "seconds": 0.0,
+        }
         if state_file.exists():
             state = json.loads(state_file.read_bytes())
         else:

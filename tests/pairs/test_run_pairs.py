@@ -47,7 +47,7 @@ def sample(number, *constraints, **more):
     return Sample(messages, f"p{number}", "en", "test", constraints=constraints or (COMMA,), **more)
 
 
-def make(tmp_path, policy, prompts, writer=None, *, packs=(), **settings):
+def make(tmp_path, policy, prompts, writer=None, *, judged_by=None, packs=(), **settings):
     folder = tmp_path / "work"
     folder.mkdir(exist_ok=True)
     config = PairsConfig(prompts=({"generate": 1},), **settings)
@@ -57,6 +57,7 @@ def make(tmp_path, policy, prompts, writer=None, *, packs=(), **settings):
         left_out={},
         policy=Model("policy", lambda: policy),
         rewriter=writer and Model("rewriter", lambda: writer),
+        judge=judged_by and Model("judge", lambda: judged_by),
         packs=packs,
         calls=tmp_path / "calls.sqlite",
         work=Work(folder),

@@ -78,5 +78,5 @@ def weights(work):
 
 
 def plain(work):
-    hidden = ("seconds",)
+    hidden = ("seconds", "memory_gib")
     return [{k: v for k, v in line.items() if k not in hidden} for line in work.metrics()]

@@ -2,17 +2,30 @@
 
 from __future__ import annotations
 
+import json
+from typing import NamedTuple
+
 import numpy as np
 import pytest
 import torch
 
 from singalaut.data.batches import lay_out, micro_batches
+from singalaut.data.config import DataSource
+from singalaut.data.pair_batches import pack_pairs
+from singalaut.data.preference import make_pairs
 from singalaut.model.hf import load_model
 from singalaut.model.lora import add_adapter
 from singalaut.select.features import adam_steps, project
-from singalaut.select.gradients import error_norms, sample_gradients, sample_losses
+from singalaut.select.gradients import (
+    error_norms,
+    pair_gradients,
+    policy_gradients,
+    sample_gradients,
+    sample_losses,
+)
 from singalaut.select.project import Sketch
 from singalaut.train.optim import adamw
+from singalaut.train.pairs import PairLosses, row_losses
 from singalaut.train.step import train_step
 
 TARGETS = ("query", "key", "value", "output", "gate", "up", "down")
@@ -128,13 +141,15 @@ def test_projection_keeps_the_order_of_inner_products(network, store):
     exact = at_once(network, micro)
     exact = exact / exact.norm(dim=1, keepdim=True)
     sketch = Sketch(8192, 5, torch.device("cpu"))
-    vectors, norms, _ = project(network, micro, sketch, None)
+    vectors, norms, _ = project(sample_gradients(network, micro), sketch, None)
     assert torch.allclose(norms, at_once(network, micro).norm(dim=1), rtol=1e-4)
     pairs = np.triu_indices(40, 1)
     wanted = (exact @ exact.T).numpy()[pairs]
     found = (vectors @ vectors.T).numpy()[pairs]
     assert spearman(wanted, found) >= 0.95
-    other, _, _ = project(network, micro, Sketch(8192, 6, torch.device("cpu")), None)
+    other, _, _ = project(
+        sample_gradients(network, micro), Sketch(8192, 6, torch.device("cpu")), None
+    )
     assert spearman(wanted, (vectors @ other.T).numpy()[pairs]) < 0.5
 
 
@@ -151,3 +166,71 @@ def test_the_projection_is_right_on_average():
     spread = ((x.norm() ** 2 * y.norm() ** 2 + exact**2) / 256).sqrt().item()
     assert abs(np.mean(found) - exact) < 4 * spread / 60**0.5
     assert np.std(found) == pytest.approx(spread, rel=0.3)
+
+
+def pairs_of(tmp_path, model):
+    """Pairs of different lengths, and a reference whose log-probabilities are not the model's."""
+    file = tmp_path / "pairs.jsonl"
+    rows = [
+        {
+            "prompt": f"{n} plus {n}?",
+            "chosen": f"It is {2 * n}." * (1 + n % 2),
+            "rejected": "no " * n,
+        }
+        for n in range(1, 6)
+    ]
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    pairs = make_pairs((DataSource(path="pairs"),), [file], model, 512, tmp_path / "store")
+    records = pairs.records
+    answers = np.stack([records["chosen_answer"], records["rejected_answer"]], 1).astype(np.int64)
+    return pairs, answers, -4.0 * answers.astype(np.float32)
+
+
+@pytest.mark.parametrize("name", ["apo-zero", "apo-down", "dpo", "ipo"])
+def test_gradients_of_pairs_equal_one_by_one(tmp_path, tiny_model, network, name):
+    """≤ 1e-5 of the largest: each pair's own loss, backward, alone in its row."""
+    pairs, answers, reference = pairs_of(tmp_path, tiny_model)
+    loss, chosen = PairLosses(name, 0.1, 0.0), np.arange(len(pairs))
+    (row,) = pack_pairs(pairs, chosen, 10_000)
+    found = dict(pair_gradients(network, row, answers, reference, loss).pieces)
+    at_once = torch.cat([found[name] for name, _ in named(network)], 1)
+    wanted = []
+    for pair in row.places:
+        (alone,) = pack_pairs(pairs, chosen[pair : pair + 1], 10_000)
+        row_losses(network, alone, answers[pair, None], reference[pair, None], loss)[0].backward()
+        wanted.append(torch.cat([p.grad.flatten() for _, p in named(network)]))
+        network.zero_grad(set_to_none=True)
+    assert worst(at_once, torch.stack(wanted)) < 1e-5
+    other = PairLosses(name, 0.2, 0.0)
+    moved = dict(pair_gradients(network, row, answers, reference, other).pieces)
+    assert worst(torch.cat([moved[n] for n, _ in named(network)], 1), torch.stack(wanted)) > 1e-3
+
+
+def test_gradients_of_answers_equal_one_by_one(network):
+    """≤ 1e-5 of the largest: −A Σ log π of the plain network over all logits, one answer a pass."""
+
+    class Answer(NamedTuple):
+        prompt: tuple[int, ...]
+        tokens: tuple[int, ...]
+        advantage: float
+
+    given = [
+        Answer((2, 10, 11), (20, 30, 31, 32), 0.75),
+        Answer((2, 10, 11), (21,), -0.75),
+        Answer((2, 14, 15, 16, 17), (40, 41, 42, 43, 44, 45, 46), 0.5),
+        Answer((2, 14), (50, 51), 0.0),
+    ]
+    found = dict(policy_gradients(network, given, 64.0).pieces)
+    at_once = torch.cat([found[name] for name, _ in named(network)], 1)
+    wanted = []
+    for answer in given:
+        tokens = torch.tensor([[*answer.prompt, *answer.tokens]])
+        logprobs = network.logits(network(tokens))[0].float().log_softmax(-1)
+        at = torch.arange(len(answer.prompt), tokens.shape[1])
+        total = -answer.advantage * logprobs[at - 1, tokens[0, at]].sum() / 64
+        total.backward()
+        wanted.append(torch.cat([p.grad.flatten() for _, p in named(network)]))
+        network.zero_grad(set_to_none=True)
+    assert worst(at_once, torch.stack(wanted)) < 1e-5
+    assert float(at_once[3].abs().max()) == 0  # an answer like the others teaches nothing
+    assert worst(at_once[:2].flip(0), torch.stack(wanted)[:2]) > 1e-3

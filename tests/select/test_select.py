@@ -78,7 +78,7 @@ def test_a_killed_run_goes_on(dies_at, tmp_path, tiny_model, pool_file, target_f
     real, calls = features.project, []
 
     def dies(*args):
-        calls.append(tuple(args[1].documents))
+        calls.append(1)
         if len(calls) == dies_at:
             raise KeyboardInterrupt
         return real(*args)
@@ -127,3 +127,31 @@ def test_settings_and_data_that_do_not_fit_are_refused(tmp_path, tiny_model, poo
         )
     with pytest.raises(DataError):
         run(tmp_path, tiny_model, write("empty.jsonl", [{"odd": 1}]), method="length")
+
+
+def test_checkpoints_count_by_their_learning_rates(tmp_path, tiny_model, pool_file, target_file):
+    """The scores of a falling rate are those of each checkpoint, weighted by its rate."""
+    from singalaut.select.features import Features
+    from singalaut.select.scores import influence
+
+    settings = {"checkpoints": 2, "warmup_steps": 4, "final_learning_rate": 0.25, "count": 40}
+    settings |= {"share": None}
+    work = run(tmp_path, tiny_model, pool_file, [target_file], **settings)
+    config = SelectConfig(data=({"path": "p"},), method="length", **settings)
+    assert [config.rate(step) / config.learning_rate for step in range(4)] == [1, 0.75, 0.5, 0.25]
+    assert config.measured_after() == [2, 4]
+    found = {row["row"]: row["score"] for row in chosen(work)}
+
+    def kept(name, count):
+        folder = work.path / ".work" / "features" / name
+        parts = [("vectors", np.float16, (count, 512)), ("norms", np.float32, (count,))]
+        arrays = [np.fromfile(folder / f"{n}.bin", dtype).reshape(s) for n, dtype, s in parts]
+        return Features(*arrays, np.zeros(count, np.float32))
+
+    each = [influence([kept(f"{i}-0", 40)], [[kept(f"{i}-1", 6)]], [1.0])[:, 0] for i in range(2)]
+    wanted = (0.75 * each[0] + 0.25 * each[1]) / 1.0
+    assert [found[row] for row in sorted(found)] == pytest.approx(wanted.tolist(), abs=1e-6)
+    equal = (each[0] + each[1]) / 2
+    assert np.abs(wanted - equal).max() > 1e-4
+    plain = SelectConfig(data=({"path": "p"},), method="length", count=1)
+    assert "final_learning_rate" not in plain.key_settings()

@@ -32,6 +32,7 @@ learning_rate = 1e-2
 save_every = 2
 held_out = 2
 validate_every = 3
+watch = {{ samples = ["2 plus 2?"], sample_every = 3, sample_tokens = 4 }}
 {more}
 """
 
@@ -107,6 +108,10 @@ def test_two_processes_train_as_one(folder, tiny_model, alone, settings):
     assert {"en", "id"} == set(one[0][1]["loss_by_language"])
     assert len([line for line in one[0] if "validation_loss" in line]) == 3
     same(one, two, 2e-4)
+    (answers,) = folder.glob(f"two-{kind}/together/sft-*/samples.jsonl")
+    together = answers.read_text()
+    assert [json.loads(line)["step"] for line in together.splitlines()] == [0, 3, 5]
+    assert together in [f.read_text() for f in folder.glob("one-*/together/sft-*/samples.jsonl")]
     with pytest.raises(AssertionError):
         same(one, ([dict(line, loss=0.0) for line in two[0]], two[1]), 2e-4)
 

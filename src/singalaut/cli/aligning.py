@@ -40,7 +40,13 @@ def pairs(
         str | None, typer.Option(help="What the endpoint calls its model.")
     ] = None,
     key_variable: Annotated[
-        str | None, typer.Option(help="Environment variable with the endpoint's key.")
+        str | None, typer.Option(help="Environment variable with the key of endpoints.")
+    ] = None,
+    judge: Annotated[
+        str | None, typer.Option(help="Who has to prefer the chosen answer: a model or an address.")
+    ] = None,
+    judge_name: Annotated[
+        str | None, typer.Option(help="What the judge's endpoint calls its model.")
     ] = None,
     samples: Annotated[int | None, typer.Option(help="Own answers to each prompt.")] = None,
     evaluation: Annotated[
@@ -56,17 +62,20 @@ def pairs(
     if generate is not None:
         sources.append({"generate": generate, "languages": language or ["en"]})
     models = {} if model is None else {"base": model}
-    given: dict[str, object] | None = None
-    if rewriter is not None and rewriter.startswith(("http://", "https://")):
-        endpoint = {"urls": [rewriter], "model": rewriter_name, "key_variable": key_variable or ""}
-        given = {"endpoint": endpoint}
-    elif rewriter is not None:
-        models["rewriter"] = rewriter
-        given = {"model": "rewriter"}
+    asked = {"rewriter": (rewriter, rewriter_name), "judge": (judge, judge_name)}
+    given: dict[str, dict[str, object]] = {}
+    for label, (who, name) in asked.items():
+        if who is not None and who.startswith(("http://", "https://")):
+            endpoint = {"urls": [who], "model": name, "key_variable": key_variable or ""}
+            given[label] = {"endpoint": endpoint}
+        elif who is not None:
+            models[label] = who
+            given[label] = {"model": label}
     settings = {
         "prompts": sources,
         "method": method or (None if rewriter is None else "rewrite"),
-        "rewriter": given,
+        "rewriter": given.get("rewriter"),
+        "judge": given.get("judge"),
         "samples": samples,
         "evaluations": evaluation,
     }

@@ -22,11 +22,13 @@ from singalaut.cli import (
     evaluation,
     merging,
     models,
+    planning,
     recipes,
     rewarding,
     selecting,
     stages,
     talk,
+    watching,
 )
 from singalaut.cli.logs import start_logging
 
@@ -151,8 +153,10 @@ app = typer.Typer(
 app.command("run")(recipes.run)
 recipe_app = typer.Typer(no_args_is_help=True, rich_markup_mode=None, help="Look into a recipe.")
 recipe_app.command("show")(recipes.show)
+recipe_app.command("plan")(planning.plan)
 app.add_typer(recipe_app, name="recipe")
 app.command("status")(recipes.status)
+app.command("report")(watching.report)
 app.command("prepare")(stages.prepare)
 data_app = typer.Typer(no_args_is_help=True, rich_markup_mode=None, help="Look at prepared data.")
 data_app.command("report")(data.report)

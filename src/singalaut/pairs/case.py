@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 
 from singalaut.contracts import Sample
 from singalaut.pairs.fixing import num_broken
+from singalaut.pairs.judging import Given
 from singalaut.verify.constraints.check import Constraint
 
 
@@ -20,6 +21,8 @@ class Case:
     candidates: list[str] = field(default_factory=list)
     chosen: str = ""
     refused: str | None = None
+    verdicts: Given = field(default_factory=dict)
+    """Of a judge, by the order in which it saw the answers."""
 
     @property
     def prompt(self) -> str:

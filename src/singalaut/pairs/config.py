@@ -43,6 +43,25 @@ class RewriterConfig(Settings):
         return self
 
 
+class JudgeConfig(Settings):
+    """Who says whether the chosen answer of a pair is the better one."""
+
+    model: str | None = None
+    """A stage whose model judges, or a starting model of the recipe."""
+    endpoint: EndpointConfig | None = None
+    """Instead: a model behind an OpenAI-compatible endpoint."""
+    sampling: SamplingConfig = Field(
+        default_factory=lambda: SamplingConfig.model_validate({"temperature": 0.0})
+    )
+    """How its verdicts are drawn."""
+
+    @model_validator(mode="after")
+    def _one_of_both(self) -> JudgeConfig:
+        if (self.model is None) == (self.endpoint is None):
+            raise ValueError("a judge needs either `model` or `endpoint`")
+        return self
+
+
 class FilterConfig(Settings):
     """What a chosen answer has to be; pairs that are not so are counted by reason."""
 
@@ -69,6 +88,7 @@ class PairsConfig(StageSettings):
         "model": True,
         "prompts": {"__all__": {"path"}},
         "rewriter": {"model": True, "endpoint": True},
+        "judge": {"model": True, "endpoint": True},
         "evaluations": True,
         "batch_size": True,
         "allowed_failures": True,
@@ -91,6 +111,9 @@ class PairsConfig(StageSettings):
     """How own answers are drawn."""
     filters: FilterConfig = Field(default_factory=lambda: FilterConfig.model_validate({}))
     """What a chosen answer has to be."""
+    judge: JudgeConfig | None = None
+    """Who compares the two answers of each pair, in both orders; a pair stands where the chosen one
+    is preferred both times."""
     max_prompt_tokens: int = Field(1024, ge=1)
     """Longer prompts are left out and counted."""
     evaluations: tuple[str, ...] = ()
@@ -111,8 +134,9 @@ class PairsConfig(StageSettings):
         return self
 
     def inputs(self) -> dict[str, str]:
-        rewriter = None if self.rewriter is None else self.rewriter.model
-        return {"model": self.model, **({} if rewriter is None else {"rewriter": rewriter})}
+        asked = {"rewriter": self.rewriter, "judge": self.judge}
+        models = {label: who.model for label, who in asked.items() if who is not None}
+        return {"model": self.model, **{k: name for k, name in models.items() if name is not None}}
 
     def files(self) -> dict[str, str]:
         found = {f"prompts.{i}": s.path for i, s in enumerate(self.prompts) if s.path is not None}
@@ -121,6 +145,9 @@ class PairsConfig(StageSettings):
     def key_settings(self) -> dict[str, Any]:
         """The settings that decide the output; of an endpoint, which model answers there."""
         settings = super().key_settings()
-        if self.rewriter is not None and self.rewriter.endpoint is not None:
-            settings["rewriter"]["endpoint"] = self.rewriter.endpoint.identity()
+        for label, who in (("rewriter", self.rewriter), ("judge", self.judge)):
+            if who is not None and who.endpoint is not None:
+                settings[label]["endpoint"] = who.endpoint.identity()
+        if self.judge is None:
+            del settings["judge"]  # keys of before there were judges stay as they were
         return settings

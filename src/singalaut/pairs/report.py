@@ -13,6 +13,7 @@ import numpy as np
 from singalaut.artifact import write_atomic, write_json
 from singalaut.pairs.case import Case, remaining
 from singalaut.pairs.filters import difference
+from singalaut.pairs.judging import summary, told
 
 EXAMPLES = 3  # of each reason
 
@@ -38,6 +39,8 @@ def write_pairs(folder: Path, cases: Sequence[Case], about: Mapping[str, Any]) -
         "refused": _reasons(refused),
         "languages": _languages(cases),
     }
+    if judged := [case.verdicts for case in cases if case.verdicts]:
+        report["judgements"] = summary(judged)
     write_json(folder / "report" / "pairs.json", report)
     return report
 
@@ -51,6 +54,7 @@ def _pair_row(case: Case) -> dict[str, Any]:
         "language": case.language,
         "source": case.sample.source,
         "constraints": [dict(constraint) for constraint in case.sample.constraints],
+        **({"judge": told(case.verdicts)} if case.verdicts else {}),
     }
 
 

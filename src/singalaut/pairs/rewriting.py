@@ -17,7 +17,7 @@ def rewrite_prompt(
     messages: Sequence[Message], answer: str, language: str, edit: str
 ) -> list[Message]:
     """One message that holds the instruction, the conversation so far and the answer."""
-    words = _sentences()[language if language in _sentences() else "en"]
+    words = sentences_of(language)
     asked = "\n\n".join(m.content for m in messages if isinstance(m.content, str))
     text = f"{words[edit]}\n\n{words['request']}\n{asked}\n\n{words['answer']}\n{answer}"
     return [Message("user", text)]
@@ -25,13 +25,18 @@ def rewrite_prompt(
 
 def without_frame(text: str, language: str) -> str:
     """The rewritten answer without the label that the rewriter may repeat before it."""
-    words = _sentences()[language if language in _sentences() else "en"]
+    words = sentences_of(language)
     return text.strip().removeprefix(words["answer"]).strip()
 
 
 def instructions() -> list[str]:
     """All that a rewriter may be told to do; none of it may stand in an answer."""
     return [words[edit] for words in _sentences().values() for edit in ("minimal", "full")]
+
+
+def sentences_of(language: str) -> dict[str, str]:
+    """The sentences of a language, or of English where it has none."""
+    return _sentences()[language if language in _sentences() else "en"]
 
 
 @lru_cache(maxsize=1)

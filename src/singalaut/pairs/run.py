@@ -22,6 +22,7 @@ from singalaut.pairs.case import Case, remaining
 from singalaut.pairs.config import PairsConfig, SamplingConfig
 from singalaut.pairs.filters import difference, has_control, refusal_of
 from singalaut.pairs.fixing import fix
+from singalaut.pairs.judging import ORDERS, judge_prompt, read_verdict, refusal
 from singalaut.pairs.report import write_pairs
 from singalaut.pairs.rewriting import rewrite_prompt, without_frame
 from singalaut.progress import progress
@@ -37,6 +38,7 @@ def run_pairs(
     left_out: dict[str, int],
     policy: Model,
     rewriter: Model | None,
+    judge: Model | None = None,
     packs: Sequence[Path],
     calls: Path,
     work: Work,
@@ -62,13 +64,17 @@ def run_pairs(
         else:
             for case in remaining(cases):
                 case.candidates = [text for text in case.own if text != case.rejected]
+        _choose(cases, config)
+        if config.judge is not None:
+            assert judge is not None
+            _judge(cases, config, judge, store, seed)
     finally:
         store.close()
-    _choose(cases, config)
     about = {
         "method": config.method,
         "policy": policy.identity,
         "rewriter": None if rewriter is None else rewriter.identity,
+        **({} if judge is None else {"judge": judge.identity}),
         "left_out": left_out,
     }
     report = write_pairs(work.path, cases, about)
@@ -174,6 +180,30 @@ def _rewrite(
             case.refused = None
 
 
+def _judge(
+    cases: Sequence[Case], config: PairsConfig, judge: Model, store: Calls, seed: int
+) -> None:
+    """Refuse the pairs whose chosen answer a judge does not prefer in both orders."""
+    assert config.judge is not None
+    requests = {}
+    for number, case in enumerate(cases):
+        if case.refused is None:
+            language = answer_language(case.constraints, case.language)
+            for order in ORDERS:
+                messages = judge_prompt(
+                    case.sample.messages, case.chosen, case.rejected, language, order
+                )
+                how = config.judge.sampling
+                asked = _request(messages, how, seed, "judge", case.sample.id, order)
+                requests[f"{number}/{order}"] = (case, asked)
+    found = _ask_all("judgements", requests, judge, store, config.allowed_failures)
+    for name, (case, _) in requests.items():
+        order = name.partition("/")[2]
+        case.verdicts[order] = read_verdict(found[name], order)
+    for case, _ in requests.values():
+        case.refused = refusal(case.verdicts)
+
+
 def _request(
     messages: Sequence[Message], how: SamplingConfig, seed: int, *names: str | int
 ) -> Request:
@@ -234,6 +264,13 @@ def _choose(cases: Sequence[Case], config: PairsConfig) -> None:
 
 def _tell(report: Mapping[str, Any], work: Work) -> None:
     log.info("%d pairs from %d prompts", report["pairs"], report["prompts"])
+    if judged := report.get("judgements"):
+        log.info(
+            "of %d pairs the judge prefers the chosen answer %d times, the rejected %d, none %d",
+            *(judged[name] for name in ("judged", "chosen", "rejected", "undecided")),
+        )
+        for fault, count in judged["bad_answers"].items():
+            log.warning("%d answers of the judge: %s", count, fault)
     for entry in report["refused"]:
         log.warning("%d prompts: %s (%s)", entry["prompts"], entry["reason"], entry["examples"][0])
     if not report["pairs"]:

@@ -190,5 +190,6 @@ def _key(
     settings: dict[str, Any] = {"seed": seed, "settings": config.key_settings()}
     if config.NAMES_IN_KEY:
         settings["names"] = dict(names)
-    keys = {label: given.key for label, given in inputs.items()}
+    # what a stage is only watched by decides nothing of its output
+    keys = {k: given.key for k, given in inputs.items() if not k.startswith("watch.")}
     return stage_key(config.kind, config.VERSION, settings, keys)

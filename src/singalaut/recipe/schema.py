@@ -16,13 +16,14 @@ from singalaut.merge.config import MergeConfig, MergeSearchConfig
 from singalaut.pairs.config import PairsConfig
 from singalaut.publish.config import CardConfig
 from singalaut.rl.config import RlConfig
-from singalaut.select.config import SelectConfig
+from singalaut.select.config import SelectConfig, SelectPairsConfig
 from singalaut.settings import Settings, StageSettings
 from singalaut.train.config import ApoConfig, SftConfig
 
 StageConfig = (
     PrepareConfig
     | SelectConfig
+    | SelectPairsConfig
     | SftConfig
     | PairsConfig
     | ApoConfig

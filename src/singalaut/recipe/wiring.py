@@ -1,6 +1,7 @@
 """Chooses which code runs each kind of stage, and how names become models and packs.
 
 The only part of a recipe that knows the rooms behind the stages; it loads them when a stage runs.
+A function for each kind of stage, and as no other file may know the rooms, a long file.
 """
 
 from __future__ import annotations
@@ -13,19 +14,21 @@ from singalaut.artifact import Work
 from singalaut.data.config import DataSource, PrepareConfig
 from singalaut.evals.config import EvaluateConfig
 from singalaut.merge.config import MergeConfig, MergeSearchConfig
-from singalaut.pairs.config import PairsConfig
+from singalaut.pairs.config import JudgeConfig, PairsConfig, RewriterConfig
 from singalaut.publish.config import CardConfig
 from singalaut.recipe.lineage import lineage
 from singalaut.recipe.plan import Plan, PlannedStage
 from singalaut.remote.config import EndpointConfig
 from singalaut.rl.config import RlConfig
-from singalaut.select.config import SelectConfig
+from singalaut.select.config import SelectConfig, SelectPairsConfig
 from singalaut.train.config import ApoConfig, SftConfig
 
 if TYPE_CHECKING:
-    from singalaut.contracts import Sampler
+    from singalaut.contracts import Message, Sampler
     from singalaut.evals.evaluate import Subject
+    from singalaut.train.watching import Asked
 
+SAMPLE_QUESTION_TOKENS = 2048  # room for a question that is asked while a stage trains
 StageFunction = Callable[[PlannedStage, Plan, Work], None]
 
 
@@ -118,7 +121,30 @@ def _sft(stage: PlannedStage, plan: Plan, work: Work) -> None:
         work=work,
         seed=plan.recipe.seed,
         prepared=None if prepared is None else prepared.path / "data",
+        asked=_asked(stage, plan),
     )
+
+
+def _asked(stage: PlannedStage, plan: Plan) -> Asked | None:
+    """What the model of a stage is asked while it trains, if anything."""
+    from singalaut.generate.engine import engine_over
+    from singalaut.train.watching import Asked
+
+    assert isinstance(stage.config, SftConfig | ApoConfig)
+    questions, model = _questions(stage), model_path(stage, plan, "model")
+    if not questions:
+        return None
+    context = SAMPLE_QUESTION_TOKENS + stage.config.watch.sample_tokens
+    room = {"batch_size": min(len(questions), 16), "context_tokens": context}
+    return Asked(questions, lambda network: engine_over(network, model, **room))
+
+
+def _questions(stage: PlannedStage) -> Sequence[Sequence[Message]]:
+    from singalaut.watch.samples import read_questions
+
+    assert isinstance(stage.config, SftConfig | ApoConfig | RlConfig)
+    given = stage.inputs.get("watch.samples")
+    return read_questions(stage.config.watch, None if given is None else given.path)
 
 
 def _select(stage: PlannedStage, plan: Plan, work: Work) -> None:
@@ -135,6 +161,24 @@ def _select(stage: PlannedStage, plan: Plan, work: Work) -> None:
         work=work,
         seed=plan.recipe.seed,
         prepared=None if prepared is None else prepared.path / "data",
+    )
+
+
+def _select_pairs(stage: PlannedStage, plan: Plan, work: Work) -> None:
+    from singalaut.select.pairs import run_select_pairs
+
+    assert isinstance(stage.config, SelectPairsConfig)
+    labels = [f"target.{i}" for i in range(len(stage.config.targets))]
+    data = source_paths(stage, stage.config.data)
+    if "pairs" in stage.inputs:
+        data = [stage.inputs["pairs"].path / "data" / "pairs.jsonl"]
+    run_select_pairs(
+        stage.config,
+        model=model_path(stage, plan, "model"),
+        data=data,
+        targets=[stage.inputs[label].path if label in stage.inputs else None for label in labels],
+        work=work,
+        seed=plan.recipe.seed,
     )
 
 
@@ -156,20 +200,24 @@ def _pairs(stage: PlannedStage, plan: Plan, work: Work) -> None:
     model = model_path(stage, plan, "model")
     chat = ChatFormat.load(model, Tokenizer.load(model))
     found = gather(sources, seed, chat.encode, config.max_prompt_tokens)
-    policy, rewriter = _local(model, config.batch_size), None
-    if config.rewriter is not None:
-        endpoint = config.rewriter.endpoint
-        rewriter = (
-            _local(model_path(stage, plan, "rewriter"), config.batch_size)
-            if endpoint is None
-            else _endpoint(endpoint, own_settings=False)
-        )
+
+    def opened(label: str, who: RewriterConfig | JudgeConfig | None) -> Model | None:
+        if who is None:
+            return None
+        if who.endpoint is None:
+            found = _local(model_path(stage, plan, label), config.batch_size)
+        else:
+            found = _endpoint(who.endpoint, own_settings=False)
+        return Model(found.identity, found.open)
+
+    policy = _local(model, config.batch_size)
     run_pairs(
         config,
         prompts=[sample for sample, _ in found.prompts],
         left_out=dict(found.left_out),
         policy=Model(policy.identity, policy.open),
-        rewriter=None if rewriter is None else Model(rewriter.identity, rewriter.open),
+        rewriter=opened("rewriter", config.rewriter),
+        judge=opened("judge", config.judge),
         packs=[files[label] for label in files if label.startswith("pack.")],
         calls=home() / "pairs" / "calls.sqlite",
         work=work,
@@ -191,6 +239,7 @@ def _apo(stage: PlannedStage, plan: Plan, work: Work) -> None:
         work=work,
         seed=plan.recipe.seed,
         reference=model_path(stage, plan, "reference") if "reference" in stage.inputs else None,
+        asked=_asked(stage, plan),
     )
 
 
@@ -236,6 +285,7 @@ def _rl(stage: PlannedStage, plan: Plan, work: Work) -> None:
             reward=reward,
             work=work,
             seed=seed,
+            questions=_questions(stage),
             content=" ".join([stage.inputs["model"].key, *reward.sources()]),
             store=home() / "rl" / "difficulty.sqlite",
         )
@@ -369,6 +419,7 @@ STAGES: Mapping[str, StageFunction] = {
     "prepare": _prepare,
     "sft": _sft,
     "select": _select,
+    "select_pairs": _select_pairs,
     "pairs": _pairs,
     "apo": _apo,
     "merge": _merge,

@@ -202,6 +202,7 @@ def _scored(asking: Asking, place: int, task: Task, group: Sequence[Completion])
                 completion.text,
                 completion.finish_reason,
                 score,
+                question="\n\n".join(str(message.content) for message in sample.messages),
             )
         )
     return rollouts

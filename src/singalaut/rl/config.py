@@ -10,6 +10,7 @@ from singalaut.remote.config import EndpointConfig
 from singalaut.rewards.config import PromptSource, RewardConfig
 from singalaut.settings import Settings, StageSettings
 from singalaut.train.config import AdapterConfig
+from singalaut.watch.config import WatchConfig
 
 
 class DifficultyConfig(Settings):
@@ -140,6 +141,7 @@ class RlConfig(StageSettings):
         "model": True,
         "prompts": {"__all__": {"path"}},
         "save_every": True,
+        "watch": True,
         "engine": WHERE,
     }
 
@@ -216,6 +218,8 @@ class RlConfig(StageSettings):
     """Compile the layers for learning."""
     save_every: int = Field(5, ge=1)
     """Steps between the checkpoints that a killed run resumes from."""
+    watch: WatchConfig = Field(default_factory=lambda: WatchConfig.model_validate({}))
+    """Trackers, and answers to other questions than the prompts."""
 
     @model_validator(mode="after")
     def _fits_together(self) -> RlConfig:
@@ -231,4 +235,5 @@ class RlConfig(StageSettings):
         return {"model": self.model}
 
     def files(self) -> dict[str, str]:
-        return {f"prompts.{i}": s.path for i, s in enumerate(self.prompts) if s.path is not None}
+        found = {f"prompts.{i}": s.path for i, s in enumerate(self.prompts) if s.path is not None}
+        return found | self.watch.files()

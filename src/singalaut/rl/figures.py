@@ -33,6 +33,7 @@ def figures_of(
         "reward": _mean(rewards.ravel()),
         "reward_by_language": _by_label((a.language, a.reward) for a in answers),
         "reward_by_source": _by_label((a.source, a.reward) for a in answers),
+        "reward_parts": _by_label((k, v) for a in answers for k, v in a.score.parts.items()),
         "pass_at_1": float(solved.mean()),
         f"pass_at_{rewards.shape[1]}": float(solved.any(1).mean()),
         "flat_groups": rollouts.flat_groups / max(1, drawn),

@@ -36,6 +36,7 @@ class Rollout:
     finish_reason: str
     score: Score
     advantage: float = 0.0
+    question: str = ""
 
     @property
     def is_truncated(self) -> bool:
@@ -96,6 +97,7 @@ def as_row(answer: Rollout) -> dict[str, Any]:
         "parts": json.dumps(answer.score.parts),
         "reasons": list(answer.score.reasons),
         "advantage": answer.advantage,
+        "question": answer.question,
     }
 
 
@@ -113,6 +115,7 @@ def from_row(row: Mapping[str, Any]) -> Rollout:
         row["finish_reason"],
         Score(row["reward"], json.loads(row["parts"]), tuple(row["reasons"])),
         row["advantage"],
+        row.get("question", ""),
     )
 
 
@@ -141,6 +144,7 @@ def save_rollouts(folder: Path, step: int, rollouts: Rollouts) -> None:
             ("parts", pa.string()),
             ("reasons", pa.list_(pa.string())),
             ("advantage", pa.float64()),
+            ("question", pa.string()),
         ],
         metadata={"step": json.dumps(about)},
     )

@@ -15,7 +15,7 @@ from functools import partial
 from pathlib import Path
 
 from singalaut.artifact import Work
-from singalaut.contracts import Reward, Sampler, derive
+from singalaut.contracts import Message, Reward, Sampler, derive
 from singalaut.errors import DataError
 from singalaut.model.gemma3 import Gemma3
 from singalaut.model.hf import copy_companions
@@ -27,11 +27,15 @@ from singalaut.rl.curriculum import Order, Rated, choose
 from singalaut.rl.difficulty import Trial
 from singalaut.rl.figures import Watch, figures_of, measure
 from singalaut.rl.learn import learn, reference_of
+from singalaut.rl.plan import rl_estimate
 from singalaut.rl.rollouts import Rollouts, load_rollouts, save_rollouts
 from singalaut.rl.team import Team, form_team
 from singalaut.rl.voices import Voice, voice_of
 from singalaut.train.checkpoint import Checkpoints
+from singalaut.train.estimate import tell_expected
+from singalaut.train.meters import memory_gib
 from singalaut.train.optim import adamw
+from singalaut.train.watching import Asked, watch_stage
 from singalaut.train.weights import stop_asked, trainable, write_model
 
 log = logging.getLogger("singalaut")
@@ -50,12 +54,14 @@ def run_rl(
     seed: int,
     content: str = "",
     store: Path | None = None,
+    questions: Sequence[Sequence[Message]] = (),
 ) -> None:
     """Let `model` learn from its own answers to `tasks`; a rerun goes on from the last checkpoint.
 
     `engine_over` makes an engine over the weights of a network. `content` identifies model and
-    reward where rewards are kept from run to run, in the file `store`. Writes `rollouts/`, `model/`
-    and, with an adapter, `adapter/`. Raises: DataError where nothing can be learned for too long;
+    reward where rewards are kept from run to run, in the file `store`; `questions` are answered now
+    and then, too. Writes `rollouts/`, `model/`, with an adapter `adapter/`, and the page
+    `report/report.html`. Raises: DataError where nothing can be learned for too long;
     SystemExit 0, with a checkpoint, on SIGTERM.
     """
     team = form_team(config.sharded)
@@ -76,6 +82,11 @@ def run_rl(
     place = done[-1]["next_place"] if done else 0
     watch = Watch(done)
     voice.renew()
+    own = Asked(questions if team.is_first else (), lambda _: voice.sampler, sleeps=False)
+    tell_expected(lambda on: rl_estimate(config, network.config, on), team.world)
+    shown = watch_stage(
+        config, network, model, own, work, seed, team.world, steps=config.steps, start=start
+    )
     saves = team.is_first or config.sharded
     with (
         progress("rl", config.steps, "step") as bar,
@@ -84,6 +95,7 @@ def run_rl(
     ):
         bar.advance(start)
         for step in range(start, config.steps):
+            shown.begin_step(step)  # the engine has nothing else to do now
             if step == start == 0 or (step and step % config.evaluate_every == 0):
                 _measure(asking, held_out, step, work)
             rollouts = ahead.take(step, place)
@@ -100,7 +112,8 @@ def run_rl(
             voice.renew()
             figures = figures_of(rollouts, meters, seconds)
             if team.is_first:
-                work.log(step=step, **figures, next_place=place)
+                memory = memory_gib(team.world)
+                work.log(step=step, **figures, memory_gib=memory, next_place=place)
             watch.see(figures, step)
             if config.stop_after_flat_steps and watch.flat_steps >= config.stop_after_flat_steps:
                 raise DataError(
@@ -114,12 +127,14 @@ def run_rl(
             is_last = step + 1 == config.steps
             if saves and ((step + 1) % config.save_every == 0 or is_last or ends):
                 checkpoints.save(step + 1)
+                shown.saved()
             if ends and not is_last:
                 checkpoints.finish()
                 log.info("stopped as asked, after step %d; run again to go on", step)
                 raise SystemExit(0)
     checkpoints.finish()
     _measure(asking, held_out, config.steps, work)
+    shown.finish()
     work.facts["sampler"] = voice.sampler.statistics()
     if saves:
         write_model(network, config.adapter, model, work, seed, team.cut)

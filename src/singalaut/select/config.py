@@ -23,7 +23,49 @@ class Target(Settings):
     """Where its rows come from."""
 
 
-class SelectConfig(StageSettings):
+class GradientSettings(StageSettings):
+    """How gradients of samples are taken: at some steps of the warm-up of an adapter."""
+
+    max_tokens: int = Field(2048, ge=2)
+    """Longest conversation, in tokens; longer ones are not chosen."""
+    micro_tokens: int = Field(4096, ge=1)
+    """Tokens in one forward pass. Bounds memory."""
+    adapter: AdapterConfig = Field(
+        default_factory=lambda: AdapterConfig.model_validate({"rank": 8, "alpha": 16.0})
+    )
+    """The adapter whose gradients are taken."""
+    warmup_steps: int = Field(40, ge=1)
+    """Steps of training on random rows before and between the measurements."""
+    checkpoints: int = Field(2, ge=1, le=16)
+    """Measurements, evenly among the steps of the warm-up; their influences are added."""
+    batch_size: int = Field(8, ge=1)
+    """Conversations in a step of the warm-up."""
+    learning_rate: float = Field(1e-4, gt=0, le=1)
+    """Of the warm-up, at its beginning."""
+    final_learning_rate: float = Field(1.0, gt=0, le=1)
+    """Where its linear fall ends, as a share of the beginning. What is measured at a step counts by
+    the rate of that step."""
+    dimensions: int = Field(8192, ge=16)
+    """Numbers that are kept of each gradient."""
+
+    def rate(self, step: int) -> float:
+        """The learning rate of a step of the warm-up."""
+        way = step / max(1, self.warmup_steps - 1)
+        return self.learning_rate * (1 - (1 - self.final_learning_rate) * way)
+
+    def measured_after(self) -> list[int]:
+        """After how many steps of the warm-up gradients are taken."""
+        return [self.warmup_steps * (i + 1) // self.checkpoints for i in range(self.checkpoints)]
+
+    def key_settings(self) -> dict[str, Any]:
+        """The settings that decide the output; a constant rate is no setting of its own."""
+        settings = super().key_settings()
+        if self.final_learning_rate == 1:
+            del settings["final_learning_rate"]
+        return settings
+
+
+class SelectConfig(GradientSettings):
     """Chooses the rows to learn from; the result is prepared data."""
 
     VERSION: ClassVar[int] = 1
@@ -62,24 +104,6 @@ class SelectConfig(StageSettings):
     together near to all good rows."""
     diversity_pool: float = Field(4.0, ge=1)
     """Good rows among which a varied choice is made, for each that is chosen."""
-    max_tokens: int = Field(2048, ge=2)
-    """Longest conversation, in tokens; longer ones are not chosen."""
-    micro_tokens: int = Field(4096, ge=1)
-    """Tokens in one forward pass. Bounds memory."""
-    adapter: AdapterConfig = Field(
-        default_factory=lambda: AdapterConfig.model_validate({"rank": 8, "alpha": 16.0})
-    )
-    """The adapter whose gradients are taken."""
-    warmup_steps: int = Field(40, ge=1)
-    """Steps of training on random rows before and between the measurements."""
-    checkpoints: int = Field(2, ge=1, le=16)
-    """Measurements, evenly among the steps of the warm-up; their influences are added."""
-    batch_size: int = Field(8, ge=1)
-    """Conversations in a step of the warm-up."""
-    learning_rate: float = Field(1e-4, gt=0, le=1)
-    """Of the warm-up."""
-    dimensions: int = Field(8192, ge=16)
-    """Numbers that are kept of each gradient."""
 
     @model_validator(mode="after")
     def _consistent(self) -> SelectConfig:
@@ -110,9 +134,79 @@ class SelectConfig(StageSettings):
         return {"model": self.model, **prepared}
 
     def files(self) -> dict[str, str]:
-        targets = {
-            f"target.{i}": target.data.path
-            for i, target in enumerate(self.targets)
-            if target.data.path is not None
-        }
-        return source_files(self.data) | targets
+        return source_files(self.data) | _target_files(self.targets)
+
+
+class SelectPairsConfig(GradientSettings):
+    """Chooses the pairs to align with; the result is pairs."""
+
+    VERSION: ClassVar[int] = 1
+    OUTPUT: ClassVar[str] = "pairs"
+    NOT_IN_KEY: ClassVar[dict[str, Any]] = {
+        "model": True,
+        "pairs": True,
+        "data": {"__all__": {"path"}},
+        "targets": {"__all__": {"data": {"path"}}},
+    }
+
+    kind: Literal["select_pairs"] = "select_pairs"
+    name: str = "select_pairs"
+    model: str = "base"
+    """The stage whose model is asked, or `base`: the one that will be aligned."""
+    data: tuple[DataSource, ...] = ()
+    """The pool to choose from: rows of pairs."""
+    pairs: str | None = None
+    """The stage that has made the pool, instead of `data`."""
+    targets: tuple[Target, ...] = ()
+    """Pairs that stand for what the model shall become good at."""
+    method: Literal["influence", "gradient-norm", "random"] = "influence"
+    """What makes a pair worth choosing."""
+    share: float | None = Field(None, gt=0, le=1)
+    """Share of the pool that is chosen."""
+    count: int | None = Field(None, ge=1)
+    """Pairs that are chosen, instead of `share`."""
+    quota_by: Literal["nothing", "language"] = "nothing"
+    """Whether every language gets its own number of pairs."""
+    quotas: dict[str, float] = Field(default_factory=dict)
+    """Shares of the chosen pairs by language; without them, as in the pool."""
+    loss: Literal["apo-zero", "apo-down", "dpo", "ipo"] = "apo-zero"
+    """Whose gradients are taken: the loss that will be used."""
+    beta: float = Field(0.1, gt=0)
+    """Of that loss; the reference is the model as it is."""
+
+    @model_validator(mode="after")
+    def _consistent(self) -> SelectPairsConfig:
+        faults = []
+        if bool(self.data) == (self.pairs is not None):
+            faults.append("either `data` or `pairs`")
+        if (self.share is None) == (self.count is None):
+            faults.append("either `share` or `count`")
+        if self.method == "influence" and not self.targets:
+            faults.append("`targets` with the method `influence`")
+        if len({target.name for target in self.targets}) < len(self.targets):
+            faults.append("targets of different names")
+        if self.quotas and self.quota_by == "nothing":
+            faults.append("`quota_by` with `quotas`")
+        if self.warmup_steps < self.checkpoints:
+            faults.append("at least as many `warmup_steps` as `checkpoints`")
+        if faults:
+            raise ValueError("it needs " + ", and ".join(faults))
+        return self
+
+    def inputs(self) -> dict[str, str]:
+        return {"model": self.model, **({} if self.pairs is None else {"pairs": self.pairs})}
+
+    def files(self) -> dict[str, str]:
+        return source_files(self.data) | _target_files(self.targets)
+
+    def source_of_stage(self) -> DataSource:
+        """What the file of a stage that has made pairs is read as."""
+        return DataSource.model_validate({"path": "pairs.jsonl", "name": "pairs"})
+
+
+def _target_files(targets: tuple[Target, ...]) -> dict[str, str]:
+    return {
+        f"target.{i}": target.data.path
+        for i, target in enumerate(targets)
+        if target.data.path is not None
+    }

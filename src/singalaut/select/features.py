@@ -7,7 +7,7 @@ the step that Adam would take along them, those of targets are not. Source: arXi
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,17 +16,16 @@ import torch
 from torch import Tensor
 
 from singalaut.artifact import write_atomic
-from singalaut.data.batches import Micro, micro_batches
-from singalaut.data.store import Store
 from singalaut.model.gemma3 import Gemma3
 from singalaut.progress import Bar
-from singalaut.select.gradients import sample_gradients
+from singalaut.select.gradients import SampleGradients
 from singalaut.select.project import Sketch
 from singalaut.train.optim import BETAS
 
 BLOCK = 256  # documents that are written together
 EPSILON = 1e-8
 Precondition = Callable[[str, Tensor], Tensor]
+GradientsOf = Callable[[np.ndarray], Iterable[tuple[np.ndarray, SampleGradients]]]
 
 
 @dataclass(frozen=True)
@@ -55,28 +54,27 @@ def adam_steps(model: Gemma3, optimizer: torch.optim.Optimizer) -> Precondition:
 
 
 def measure(
-    model: Gemma3,
-    store: Store,
-    documents: np.ndarray,
-    micro_tokens: int,
+    tokens: np.ndarray,
+    gradients_of: GradientsOf,
     sketch: Sketch,
     precondition: Precondition | None,
     folder: Path,
     bar: Bar,
 ) -> Features:
-    """The features of these documents, from `folder` as far as they are there."""
+    """The features of samples with so many `tokens` each, from `folder` as far as they are there.
+
+    `gradients_of` gives places and gradients, row by row, of the samples at these places.
+    """
     folder.mkdir(parents=True, exist_ok=True)
-    features = _open(folder, len(documents), sketch.dimensions)
-    by_length = np.argsort(store.documents["tokens"][documents], kind="stable")
+    features = _open(folder, len(tokens), sketch.dimensions)
+    by_length = np.argsort(tokens, kind="stable")
     done_file = folder / "done"
     done = int(done_file.read_text()) if done_file.exists() else 0
-    bar.advance(min(done, len(documents)))
-    for start in range(done, len(documents), BLOCK):
+    bar.advance(min(done, len(tokens)))
+    for start in range(done, len(tokens), BLOCK):
         places = by_length[start : start + BLOCK]
-        place_of = {int(documents[place]): place for place in places}
-        for micro in micro_batches(store, documents[places], micro_tokens):
-            vectors, norms, losses = project(model, micro, sketch, precondition)
-            at = [place_of[document] for document in micro.documents]
+        for at, found in gradients_of(places):
+            vectors, norms, losses = project(found, sketch, precondition)
             features.vectors[at] = vectors.cpu().numpy().astype(np.float16)
             features.norms[at] = norms.cpu().numpy()
             features.losses[at] = losses.cpu().numpy()
@@ -88,11 +86,10 @@ def measure(
 
 
 def project(
-    model: Gemma3, micro: Micro, sketch: Sketch, precondition: Precondition | None
+    found: SampleGradients, sketch: Sketch, precondition: Precondition | None
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """[n, D] projections over lengths, [n] lengths and losses of the documents of a row."""
-    found = sample_gradients(model, micro)
-    count = len(micro.lengths)
+    """[n, D] projections over lengths, [n] lengths and losses of the samples of a row."""
+    count = len(found.losses)
     total_Dn = torch.zeros(sketch.dimensions, count, device=found.losses.device)
     squares_n = torch.zeros(count, device=found.losses.device)
     for name, gradients_nP in found.pieces:

@@ -1,30 +1,47 @@
-"""Gradients of every document of a packed row at once, for the weights of adapters.
+"""Gradients of every sample of a packed row at once, for the weights of adapters.
 
-For y = x Wᵀ + s (x Aᵀ) Bᵀ, one backward pass gives g = ∂L/∂y at every token. As no document sees
-another, those of document n are its tokens' sums: ∂L/∂B = s Σ_t g_t (A x_t)ᵀ and
-∂L/∂A = s Σ_t (Bᵀ g_t) x_tᵀ. Shapes: n documents, L tokens of the longest, I in, O out, R rank.
+A sample is a document with its mean loss; both conversations of a pair with the loss of alignment;
+or an answer of a model with its share in the loss of a policy. For y = x Wᵀ + s (x Aᵀ) Bᵀ, one
+backward pass gives g = ∂L/∂y at every token. As no sample sees another, those of sample n are its
+tokens' sums: ∂L/∂B = s Σ_t g_t (A x_t)ᵀ and ∂L/∂A = s Σ_t (Bᵀ g_t) x_tᵀ. Shapes: n samples, L
+tokens of the longest, I in, O out, R rank.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
 from singalaut.data.batches import Micro
+from singalaut.data.pair_batches import PairRow
+from singalaut.loss.dr_grpo import policy_loss
 from singalaut.loss.logprobs import token_logprobs
 from singalaut.model.attention import Packed
 from singalaut.model.gemma3 import Gemma3
 from singalaut.model.lora import LoraLinear, adapters
+from singalaut.train.pairs import PairLosses, row_losses
+
+
+class Answered(Protocol):
+    """An answer, and by how much it was better than the others to its prompt."""
+
+    @property
+    def prompt(self) -> Sequence[int]: ...
+    @property
+    def tokens(self) -> Sequence[int]: ...
+    @property
+    def advantage(self) -> float: ...
 
 
 class SampleGradients(NamedTuple):
-    """`losses` [n]: mean over the learned tokens of each document, in nats; the pieces of their
-    gradients, [n, weights] each, by the name of the parameter; to be taken once."""
+    """`losses` [n] of the samples; the pieces of their gradients, [n, weights] each, by the name of
+    the parameter; to be taken once."""
 
     losses: Tensor
     pieces: Iterator[tuple[str, Tensor]]
@@ -32,12 +49,63 @@ class SampleGradients(NamedTuple):
 
 def sample_gradients(model: Gemma3, micro: Micro) -> SampleGradients:
     """The gradient of each document's own mean loss, for all adapters of the model."""
+    return _gradients(model, micro.lengths, lambda: sample_losses(model, micro))
+
+
+def pair_gradients(
+    model: Gemma3, row: PairRow, answers: np.ndarray, reference: np.ndarray, loss: PairLosses
+) -> SampleGradients:
+    """The gradient of each pair's own loss; tokens of answers and log-probabilities are [n, 2]."""
+    both = tuple(sum(row.lengths[at : at + 2]) for at in range(0, len(row.lengths), 2))
+    return _gradients(model, both, lambda: row_losses(model, row, answers, reference, loss))
+
+
+def policy_gradients(
+    model: Gemma3, answers: Sequence[Answered], step_tokens: float, temperature: float = 1.0
+) -> SampleGradients:
+    """The gradient of −A Σ_t log π(o_t) / `step_tokens` of each answer: Dr. GRPO's at ratios of 1.
+
+    That of a prompt is the sum over its answers; where all are worth the same it is nothing.
+    """
+    lengths = tuple(len(answer.prompt) + len(answer.tokens) for answer in answers)
+    return _gradients(
+        model, lengths, lambda: policy_losses(model, answers, step_tokens, temperature)
+    )
+
+
+def policy_losses(
+    model: Gemma3, answers: Sequence[Answered], step_tokens: float, temperature: float
+) -> Tensor:
+    """[n]: the share of each answer in the loss of a policy, before any of it was changed."""
+    weight = model.embedding.weight
+    tokens = [np.array([*answer.prompt, *answer.tokens]) for answer in answers]
+    lengths = tuple(len(row) for row in tokens)
+    flat = torch.from_numpy(np.concatenate(tokens)).to(weight.device)
+    begins = np.cumsum(lengths) - lengths
+    spans = zip(begins, lengths, answers, strict=True)
+    own = [np.arange(at + len(a.prompt), at + length) for at, length, a in spans]
+    places = torch.from_numpy(np.concatenate(own)).to(weight.device)
+    plan = Packed(lengths, None, weight.device)
+    hidden = model(flat[None], plan.positions(), plan)[0]
+    logprobs, _ = token_logprobs(hidden[places - 1], weight, flat[places], temperature)
+    parts = logprobs.split([len(a.tokens) for a in answers])
+    now = pad_sequence(list(parts), batch_first=True)
+    mask = pad_sequence([torch.ones_like(part) for part in parts], batch_first=True) > 0
+    worth = torch.tensor([a.advantage for a in answers], device=now.device, dtype=torch.float32)
+    losses = policy_loss(now, now.detach(), worth, mask, clip_low=0.2, clip_high=0.2)
+    return losses.sum(1) / step_tokens
+
+
+def _gradients(
+    model: Gemma3, lengths: tuple[int, ...], losses_of: Callable[[], Tensor]
+) -> SampleGradients:
+    """From one backward pass over samples that lie end to end, of these lengths in tokens."""
     with _watched(model) as seen:
-        losses = sample_losses(model, micro)
+        losses = losses_of()
     names = list(seen)
     outputs = [seen[name][1] for name in names]
     errors = torch.autograd.grad(losses.sum(), outputs)
-    return SampleGradients(losses.detach(), _pieces(model, micro, seen, names, errors))
+    return SampleGradients(losses.detach(), _pieces(model, lengths, seen, names, errors))
 
 
 def sample_losses(model: Gemma3, micro: Micro) -> Tensor:
@@ -97,14 +165,14 @@ def _watched(model: Gemma3) -> Iterator[dict[str, tuple[Tensor, Tensor]]]:
 @torch.no_grad()
 def _pieces(
     model: Gemma3,
-    micro: Micro,
+    lengths: tuple[int, ...],
     seen: dict[str, tuple[Tensor, Tensor]],
     names: list[str],
     errors: tuple[Tensor, ...],
 ) -> Iterator[tuple[str, Tensor]]:
-    ends = [torch.arange(length) for length in micro.lengths]
+    ends = [torch.arange(length) for length in lengths]
     inside_nL = pad_sequence(ends, batch_first=True, padding_value=-1)
-    starts_n = torch.tensor(micro.lengths).cumsum(0) - torch.tensor(micro.lengths)
+    starts_n = torch.tensor(lengths).cumsum(0) - torch.tensor(lengths)
     places_nL = (starts_n[:, None] + inside_nL.clamp(min=0)).to(errors[0].device)
     real_nL1 = (inside_nL >= 0)[..., None].to(errors[0].device)
     for name, error in zip(names, errors, strict=True):

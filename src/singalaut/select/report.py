@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from html import escape
 from pathlib import Path
 from typing import Any
@@ -11,8 +11,9 @@ from typing import Any
 import numpy as np
 
 from singalaut.artifact import write_atomic, write_json
-from singalaut.data.page import KEPT, STYLE, bars, histogram
 from singalaut.data.store import Store
+from singalaut.page.html import document, table
+from singalaut.page.plots import KEPT, bars, histogram
 from singalaut.select.config import SelectConfig
 from singalaut.select.features import Features
 from singalaut.select.material import Material
@@ -37,7 +38,6 @@ def write_report(
     write_atomic(report_folder / "selection.jsonl", lines.encode())
     pool = material.pool
     value = scores.max(1) if scores.ndim == 2 else scores
-    edges = np.histogram_bin_edges(value, BINS)
     report: dict[str, Any] = {
         "method": config.method,
         "pool": len(pool.documents),
@@ -45,17 +45,23 @@ def write_report(
         "languages": _shares(pool.store, pool.documents, chosen, "language"),
         "sources": _shares(pool.store, pool.documents, chosen, "source"),
         "targets": _targets(material, scores, chosen),
-        "scores": {
-            "edges": [float(edge) for edge in edges],
-            "pool": np.histogram(value, edges)[0].tolist(),
-            "chosen": np.histogram(value[chosen], edges)[0].tolist(),
-        },
+        "scores": score_table(value, chosen),
     }
     write_json(report_folder / "selection.json", report)
-    write_atomic(report_folder / "selection.html", _page(report, rows).encode())
+    write_atomic(report_folder / "selection.html", page(report, rows).encode())
     about = json.loads((folder / "data" / "store.json").read_bytes())
     names = ("method", "pool", "chosen", "languages", "sources", "targets")
     return {**{name: report[name] for name in names}, "provenance": about["provenance"]}
+
+
+def score_table(value: np.ndarray, chosen: np.ndarray) -> dict[str, list[float]]:
+    """How many of the pool and of the choice have which score."""
+    edges = np.histogram_bin_edges(value, BINS)
+    return {
+        "edges": [float(edge) for edge in edges],
+        "pool": np.histogram(value, edges)[0].tolist(),
+        "chosen": np.histogram(value[chosen], edges)[0].tolist(),
+    }
 
 
 def _rows(
@@ -121,25 +127,25 @@ def _targets(material: Material, scores: np.ndarray, chosen: np.ndarray) -> dict
     }
 
 
-def _page(report: dict[str, Any], rows: Sequence[dict[str, Any]]) -> str:
+def page(report: Mapping[str, Any], rows: Sequence[Mapping[str, Any]]) -> str:
+    """The whole page as HTML."""
     title = f"{report['chosen']:,} of {report['pool']:,} rows, chosen by {report['method']}"
     parts = [f"<h1>{escape(title)}</h1>"]
     for name in ("languages", "sources", "targets"):
-        table = report[name]
-        if table:
+        groups = report[name]
+        if groups:
             parts += [
                 f"<h2>{name.capitalize()}</h2>",
-                bars([(label, (entry["chosen"],)) for label, entry in table.items()], (KEPT,)),
+                bars([(label, (entry["chosen"],)) for label, entry in groups.items()], (KEPT,)),
             ]
     scores = report["scores"]
     labels = [f"{edge:.3g}" for edge in scores["edges"]]
     parts += ["<h2>Scores of the pool</h2>", histogram(labels, scores["pool"], "score")]
     parts += ["<h2>Scores of the choice</h2>", histogram(labels, scores["chosen"], "score")]
-    parts += ["<h2>The first rows</h2><table>"]
-    parts += [
-        f"<tr><td>{escape(row['source'])}, row {row['row']}</td><td>{escape(row['language'])}</td>"
-        f"<td class=n>{row['score']:.4g}</td><td>{escape(row.get('target', ''))}</td></tr>"
+    shown = [
+        (row["source"], row["row"], row["language"], row["score"], row.get("target", ""))
         for row in rows[:SHOWN]
     ]
-    head = f"<meta charset=utf-8><title>{escape(title)}</title><style>{STYLE}</style>"
-    return f"<!doctype html>\n<html lang=en>{head}\n" + "\n".join(parts) + "</table>\n</html>\n"
+    head = ("source", "row", "language", "score", "target")
+    parts += ["<h2>The first rows</h2>", table(head, shown)]
+    return document(title, parts)

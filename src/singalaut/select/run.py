@@ -9,7 +9,7 @@ measured in steps, not in passes.
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -24,17 +24,15 @@ from singalaut.data.subset import write_subset
 from singalaut.model.gemma3 import Gemma3
 from singalaut.model.hf import load_model
 from singalaut.model.lora import add_adapter
-from singalaut.progress import Bar, progress
+from singalaut.progress import progress
 from singalaut.select.choose import best, facility_location, k_centre, quota_counts
 from singalaut.select.config import SelectConfig
-from singalaut.select.features import Features, Precondition, adam_steps, joined, measure
-from singalaut.select.gradients import error_norms
+from singalaut.select.features import Features, joined
+from singalaut.select.gradients import SampleGradients, error_norms, sample_gradients
 from singalaut.select.material import Material, Rows, open_material
-from singalaut.select.project import Sketch
 from singalaut.select.report import write_report
 from singalaut.select.scores import bm25, influence, unit
-from singalaut.train.checkpoint import Checkpoints
-from singalaut.train.optim import adamw
+from singalaut.select.warmup import SampleSet, measure_sets
 from singalaut.train.parallel import World
 from singalaut.train.step import train_step
 
@@ -88,58 +86,38 @@ def _measure(
     network = load_model(model, torch.float32, world.device, vision=False).train()
     adapter = config.adapter
     add_adapter(network, adapter.rank, adapter.alpha, adapter.targets, derive(seed, "adapter"))
-    optimizer = adamw(network, config.learning_rate, 0.0)
-    checkpoints = Checkpoints(work.scratch, network, optimizer, world)
-    done = checkpoints.load()
-    sketch = Sketch(config.dimensions, derive(seed, "projection"), world.device)
-    sets = [material.pool, *material.targets]
-    ends = [config.warmup_steps * (i + 1) // config.checkpoints for i in range(config.checkpoints)]
-    found: list[list[Features]] = [[] for _ in sets]
-    total = config.checkpoints * sum(len(rows.documents) for rows in sets)
-    with progress("gradients", total, "gradient") as bar:
-        for number, end in enumerate(ends):
-            if done < end:
-                _warm_up(network, optimizer, config, material.pool, done, end, seed, work)
-                checkpoints.save(end)
-                checkpoints.finish()
-                done = end
-            for index, (rows, features) in enumerate(zip(sets, found, strict=True)):
-                place = work.scratch / "features" / f"{number}-{index}"
-                steps = adam_steps(network, optimizer) if index == 0 else None
-                features.append(_features(network, rows, config, sketch, steps, place, bar))
+    rows = [material.pool, *material.targets]
+    pool = material.pool
+
+    def warm_step(step: int, optimizer: torch.optim.Optimizer, rate: float) -> tuple[float, float]:
+        order = shuffled(pool.documents, seed, "warm-up", step)
+        micros = micro_batches(pool.store, order[: config.batch_size], config.micro_tokens)
+        meters = train_step(network, optimizer, micros, rate, 1.0)
+        return meters.loss, meters.gradient_norm
+
+    sets = [
+        SampleSet(
+            each.store.documents["tokens"][each.documents],
+            _gradients_of(network, each, config.micro_tokens),
+        )
+        for each in rows
+    ]
+    found = measure_sets(config, network, warm_step, sets, work, seed, world)
     return Measured(found[0], found[1:])
 
 
-def _features(
-    network: Gemma3,
-    rows: Rows,
-    config: SelectConfig,
-    sketch: Sketch,
-    steps: Precondition | None,
-    place: Path,
-    bar: Bar,
-) -> Features:
-    return measure(
-        network, rows.store, rows.documents, config.micro_tokens, sketch, steps, place, bar
-    )
+def _gradients_of(
+    network: Gemma3, rows: Rows, micro_tokens: int
+) -> Callable[[np.ndarray], Iterator[tuple[np.ndarray, SampleGradients]]]:
+    documents = rows.documents
 
+    def gradients_of(places: np.ndarray) -> Iterator[tuple[np.ndarray, SampleGradients]]:
+        place_of = {int(documents[at]): at for at in places}
+        for micro in micro_batches(rows.store, documents[places], micro_tokens):
+            at = np.array([place_of[document] for document in micro.documents])
+            yield at, sample_gradients(network, micro)
 
-def _warm_up(
-    network: Gemma3,
-    optimizer: torch.optim.Optimizer,
-    config: SelectConfig,
-    pool: Rows,
-    first: int,
-    last: int,
-    seed: int,
-    work: Work,
-) -> None:
-    work.rewind(first)
-    for step in range(first, last):
-        order = shuffled(pool.documents, seed, "warm-up", step)
-        micros = micro_batches(pool.store, order[: config.batch_size], config.micro_tokens)
-        meters = train_step(network, optimizer, micros, config.learning_rate, 1.0)
-        work.log(step=step, loss=meters.loss, gradient_norm=meters.gradient_norm)
+    return gradients_of
 
 
 def _scores(
@@ -149,7 +127,7 @@ def _scores(
     pool = material.pool
     if config.method == "influence":
         assert measured is not None
-        rates = [config.learning_rate] * config.checkpoints
+        rates = [config.rate(end - 1) for end in config.measured_after()]
         return influence(measured.pool, measured.targets, rates)
     if config.method == "gradient-norm":
         assert measured is not None

@@ -22,16 +22,20 @@ from singalaut.artifact import Work, write_json
 from singalaut.contracts import derive
 from singalaut.data.pair_batches import PairOrder, hold_out_pairs, pack_pairs
 from singalaut.data.preference import Pairs, make_pairs
+from singalaut.model.config import Gemma3Config
 from singalaut.model.gemma3 import Gemma3
 from singalaut.model.hf import copy_companions, load_model, read_config
 from singalaut.progress import progress
 from singalaut.train.checkpoint import Checkpoints
 from singalaut.train.config import ApoConfig
+from singalaut.train.estimate import Estimate, Fleet, apo_estimate, tell_expected
 from singalaut.train.loop import no_progress
+from singalaut.train.meters import step_figures
 from singalaut.train.optim import open_optimizer, scheduled_rate
 from singalaut.train.pairs import MEASURED, PairLosses, PairStep, measure_pairs, pair_step
 from singalaut.train.parallel import World, join_world, shard
 from singalaut.train.reference import reference_table
+from singalaut.train.watching import Asked, watch_stage
 from singalaut.train.weights import check_device, stop_asked, trainable, write_model
 
 log = logging.getLogger("singalaut")
@@ -46,15 +50,18 @@ def run_apo(
     work: Work,
     seed: int,
     reference: Path | None = None,
+    asked: Asked | None = None,
 ) -> None:
     """Align `model` with the pairs of `data`; a rerun goes on from the last checkpoint.
 
     `data` has the file or folder of each source, None for those of the hub. `reference` is the
-    model that the loss compares with, `model` at its start where None.
+    model that the loss compares with, `model` at its start where None. `asked` has questions that
+    the model answers now and then.
 
-    Writes `model/` (merged, in the dtype of the input), with an adapter `adapter/`, and
-    `report/pairs.json`. Raises: DataError where no pair can be used, or steps in a row are bad;
-    SystemExit 0, with a checkpoint, on SIGTERM.
+    Writes `model/` (merged, in the dtype of the input), with an adapter `adapter/`,
+    `report/pairs.json` and the page `report/report.html`.
+    Raises: DataError where no pair can be used, or steps in a row are bad; SystemExit 0, with a
+    checkpoint, on SIGTERM.
     """
     world = join_world(config.replicas, config.tensor_parallel)
     material = _open_material(config, model, data, work, seed, world)
@@ -69,11 +76,14 @@ def run_apo(
     start = checkpoints.load()
     if world.is_first:
         work.rewind(start)
+    tell_expected(lambda on: _expected(config, network.config, material, on), world)
+    watch = watch_stage(config, network, model, asked, work, seed, world, steps=steps, start=start)
     loss = PairLosses(config.loss, config.beta, config.gamma or 0.0)
     bad: list[int] = []
     with progress("apo", steps, "step") as bar, stop_asked() as stop:
         bar.advance(start)
         for step in range(start, steps):
+            watch.begin_step(step)
             if step == start == 0 or (step and step % config.validate_every == 0):
                 _validate(network, material, scored, config, loss, step, work, world)
             found, meters = _learn(
@@ -91,16 +101,26 @@ def run_apo(
             ends = world.any(stop.is_set())
             if (step + 1) % config.save_every == 0 or step + 1 == steps or ends:
                 checkpoints.save(step + 1)
+                watch.saved()
             if ends and step + 1 < steps:
                 checkpoints.finish()
                 log.info("stopped as asked, after step %d; run again to go on", step)
                 raise SystemExit(0)
     checkpoints.finish()
     _validate(network, material, scored, config, loss, steps, work, world)
+    watch.finish()
     write_model(network, config.adapter, model, work, seed, world)
     if world.is_first:
         copy_companions(model, work.path / "model")
     world.wait()
+
+
+def _expected(
+    config: ApoConfig, shape: Gemma3Config, material: _Material, fleet: Fleet
+) -> Estimate:
+    records = material.pairs.records
+    lengths = np.concatenate([records["chosen"], records["rejected"]])
+    return apo_estimate(config, shape, lengths, len(records), material.steps, fleet)
 
 
 def _learn(
@@ -139,13 +159,16 @@ def _learn(
     )
     meters = _meters(found.table, material.pairs, chosen)
     if world.is_first:
+        lengths = [length for row in rows for length in row.lengths]
+        seconds = time.monotonic() - begin
+        adapted = config.adapter is not None
         work.log(
             step=step,
             **meters,
             gradient_norm=found.gradient_norm,
             learning_rate=rate,
             tokens=found.tokens,
-            tokens_per_second=round(found.tokens / (time.monotonic() - begin)),
+            **step_figures(network.config, lengths, seconds, world, adapted),
             **({} if found.taken else {"left_out": True}),
         )
     return found, meters
@@ -223,8 +246,10 @@ def _check_policy(data: Sequence[Path | None], model: Path) -> None:
     from singalaut.artifact import content_hash
 
     for place in data:
-        file = None if place is None else place.parent / "report" / "pairs.json"
-        if file is not None and file.exists():
+        folders = () if place is None else (place, *list(place.parents)[:2])
+        for file in (folder / "report" / "pairs.json" for folder in folders):
+            if not file.is_file():
+                continue
             policy = json.loads(file.read_bytes()).get("policy")
             if policy is not None and policy != content_hash(model):
                 log.warning("the rejected answers were written by another model than is aligned")

@@ -8,6 +8,7 @@ from pydantic import Field, model_validator
 
 from singalaut.data.config import DataSource, MixConfig, source_files
 from singalaut.settings import Settings, StageSettings
+from singalaut.watch.config import WatchConfig
 
 Projection = Literal["query", "key", "value", "output", "gate", "up", "down"]
 ALL_PROJECTIONS: tuple[Projection, ...] = (
@@ -43,6 +44,7 @@ class SftConfig(StageSettings):
         "data": {"__all__": {"path"}},
         "save_every": True,
         "keep_checkpoints": True,
+        "watch": True,
         "replicas": True,
         "tensor_parallel": True,
     }
@@ -116,6 +118,8 @@ class SftConfig(StageSettings):
     which the run stops; fewer are left out, and logged."""
     spike: float | None = Field(None, gt=1)
     """A gradient whose norm is so many times the median of the last steps is a spike."""
+    watch: WatchConfig = Field(default_factory=lambda: WatchConfig.model_validate({}))
+    """Answers to read while it trains, and trackers; changes nothing of what is learned."""
 
     @model_validator(mode="after")
     def _one_of_each(self) -> SftConfig:
@@ -135,7 +139,7 @@ class SftConfig(StageSettings):
         return {"model": self.model, **prepared}
 
     def files(self) -> dict[str, str]:
-        return source_files(self.data)
+        return source_files(self.data) | self.watch.files()
 
 
 class ApoConfig(StageSettings):
@@ -150,6 +154,7 @@ class ApoConfig(StageSettings):
         "data": {"__all__": {"path"}},
         "save_every": True,
         "keep_checkpoints": True,
+        "watch": True,
         "replicas": True,
         "tensor_parallel": True,
     }
@@ -218,6 +223,8 @@ class ApoConfig(StageSettings):
     """
     max_bad_steps: int = Field(3, ge=1)
     """Steps in a row whose loss or gradient is not finite after which the run stops."""
+    watch: WatchConfig = Field(default_factory=lambda: WatchConfig.model_validate({}))
+    """Answers to read while it trains, and trackers; changes nothing of what is learned."""
 
     @model_validator(mode="after")
     def _consistent(self) -> ApoConfig:
@@ -243,7 +250,7 @@ class ApoConfig(StageSettings):
         return {label: name for label, name in given.items() if name is not None}
 
     def files(self) -> dict[str, str]:
-        return source_files(self.data)
+        return source_files(self.data) | self.watch.files()
 
     def source_of_stage(self) -> DataSource:
         """What the file of a stage that has made pairs is read as."""

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from singalaut.data.pair_batches import PairRow
-from singalaut.loss.apo import PairLogprobs, PairLoss, pair_losses
+from singalaut.loss.apo import PairLogprobs, PairLoss, PairMeters, pair_losses
 from singalaut.loss.logprobs import token_logprobs
 from singalaut.model.attention import Packed
 from singalaut.model.gemma3 import Gemma3
@@ -128,16 +128,30 @@ def _measure(
 ) -> np.ndarray:
     table = torch.zeros(len(answers), len(MEASURED), device=world.device)
     for row in _share(rows, world):
-        sums = answer_logprobs(model, row)
-        tokens = torch.from_numpy(answers[row.places]).to(sums.device)
-        wanted = torch.from_numpy(reference[row.places]).to(sums)
-        logprobs = PairLogprobs(*sums.unbind(1), *wanted.unbind(1), *tokens.unbind(1))
-        losses, meters = pair_losses(loss.name, logprobs, loss.beta, loss.gamma)
+        losses, meters, sums = _row(model, row, answers, reference, loss)
         if learn is not None:
             learn(losses)
         found = (losses, meters.chosen_rewards, meters.rejected_rewards, *sums.unbind(1))
         table[torch.from_numpy(row.places).to(world.device)] = torch.stack(found, 1).detach()
     return world.total(table).cpu().numpy()
+
+
+def row_losses(
+    model: Gemma3, row: PairRow, answers: np.ndarray, reference: np.ndarray, loss: PairLosses
+) -> Tensor:
+    """[pairs of the row]: the loss of each; the arrays are of all pairs, by `row.places`."""
+    return _row(model, row, answers, reference, loss)[0]
+
+
+def _row(
+    model: Gemma3, row: PairRow, answers: np.ndarray, reference: np.ndarray, loss: PairLosses
+) -> tuple[Tensor, PairMeters, Tensor]:
+    """Losses, meters and log-probabilities of the pairs of a row."""
+    sums = answer_logprobs(model, row)
+    tokens = torch.from_numpy(answers[row.places]).to(sums.device)
+    wanted = torch.from_numpy(reference[row.places]).to(sums)
+    logprobs = PairLogprobs(*sums.unbind(1), *wanted.unbind(1), *tokens.unbind(1))
+    return *pair_losses(loss.name, logprobs, loss.beta, loss.gamma), sums
 
 
 def _share(rows: Sequence[PairRow], world: World) -> list[PairRow]:

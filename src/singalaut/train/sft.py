@@ -27,11 +27,14 @@ from singalaut.progress import progress
 from singalaut.train.average import Average
 from singalaut.train.checkpoint import Checkpoints
 from singalaut.train.config import SftConfig
+from singalaut.train.estimate import sft_estimate, tell_expected
 from singalaut.train.loop import no_progress
 from singalaut.train.material import Material, open_material
+from singalaut.train.meters import step_figures
 from singalaut.train.optim import open_optimizer, scheduled_rate
 from singalaut.train.parallel import World, join_world
 from singalaut.train.step import Meters, train_step, validate
+from singalaut.train.watching import Asked, watch_stage
 from singalaut.train.weights import check_device, stop_asked, trainable, write_model
 
 log = logging.getLogger("singalaut")
@@ -46,13 +49,16 @@ def run_sft(
     work: Work,
     seed: int,
     prepared: Path | None = None,
+    asked: Asked | None = None,
 ) -> None:
     """Tune `model` on the assistant's turns of `data`; a rerun goes on from the last checkpoint.
 
     `data` has the file or folder of each source, None for those of the hub, or one folder of a
-    stage `prepare`; `prepared` is a token store that is used instead.
+    stage `prepare`; `prepared` is a token store that is used instead. `asked` has questions that
+    the model answers now and then.
 
-    Writes `model/` (merged, in the dtype of the input) and, with an adapter, `adapter/`.
+    Writes `model/` (merged, in the dtype of the input), with an adapter `adapter/`, and the page
+    `report/report.html`.
     Raises: DataError when steps in a row are bad; SystemExit 0, with a checkpoint, on SIGTERM.
     """
     world = join_world(config.replicas, config.tensor_parallel)
@@ -70,11 +76,15 @@ def run_sft(
     start = checkpoints.load()
     if world.is_first:
         work.rewind(start)
+    lengths = store.documents["tokens"]
+    tell_expected(lambda on: sft_estimate(config, network.config, lengths, steps, on), world)
+    watch = watch_stage(config, network, model, asked, work, seed, world, steps=steps, start=start)
     bad: list[int] = []
     norms: list[float] = []
     with progress("sft", steps, "step") as bar, stop_asked() as stop:
         bar.advance(start)
         for step in range(start, steps):
+            watch.begin_step(step)
             if step == start == 0 or (step and step % config.validate_every == 0):
                 _measure(network, material, config, step, work, world, average)
             begin = time.monotonic()
@@ -94,7 +104,10 @@ def run_sft(
             )
             seconds = time.monotonic() - begin
             if world.is_first:
-                _log_step(work, store, step, meters, rate, seconds)
+                own = [length for micro in micros for length in micro.lengths]
+                adapted = config.adapter is not None
+                figures = step_figures(network.config, own, seconds, world, adapted)
+                _log_step(work, store, step, meters, rate, figures)
             if meters.taken:
                 bad, norms = [], [*norms[1 - REMEMBERED :], meters.gradient_norm]
                 if average is not None:
@@ -110,12 +123,14 @@ def run_sft(
             ends = world.any(stop.is_set())
             if (step + 1) % config.save_every == 0 or step + 1 == steps or ends:
                 checkpoints.save(step + 1)
+                watch.saved()
             if ends and step + 1 < steps:
                 checkpoints.finish()
                 log.info("stopped as asked, after step %d; run again to go on", step)
                 raise SystemExit(0)
     checkpoints.finish()
     _measure(network, material, config, steps, work, world, average)
+    watch.finish()
     with nullcontext() if average is None else average.in_place():
         write_model(network, config.adapter, model, work, seed, world)
     if world.is_first:
@@ -124,7 +139,12 @@ def run_sft(
 
 
 def _log_step(
-    work: Work, store: Store, step: int, meters: Meters, rate: float, seconds: float
+    work: Work,
+    store: Store,
+    step: int,
+    meters: Meters,
+    rate: float,
+    figures: dict[str, float],
 ) -> None:
     work.log(
         step=step,
@@ -133,7 +153,7 @@ def _log_step(
         learning_rate=rate,
         tokens=meters.tokens,
         learned_tokens=meters.learned_tokens,
-        tokens_per_second=round(meters.tokens / seconds),
+        **figures,
         **_by_name(meters.losses, store),
         **({} if meters.taken else {"left_out": True}),
     )
