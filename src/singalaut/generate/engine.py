@@ -138,6 +138,7 @@ class Engine:
             chunk_tokens=settings.chunk_tokens or (8192 if on_gpu else 512),
         )
         if ranks.size > 2 and settings.batch_invariant:
+            ranks.close()
             raise MachineError(
                 f"`tensor_parallel` is {ranks.size}, and sums over more than two processes depend "
                 "on how many rows there are",
