@@ -389,6 +389,25 @@ def check_product(
             assert torch.equal(product(x[some], matrix, torch.float32), whole[some])
 
 
+def check_narrow_product(
+    device: str, dtype: torch.dtype, count: int = 70, width: int = 520, rows: int = 20
+) -> None:
+    """Products that widen the weight, divided in every way; scratch is clean for the next one."""
+    from singalaut.generate.kernels.matmul import Quantised
+    from singalaut.generate.kernels.narrow import SharesScratch, Tiling, narrow_product
+
+    scratch = SharesScratch(torch.device(device))
+    weight = draw(count, width, dtype=dtype, device=device, seed=1) / width**0.5
+    for kind in ("int8", "fp8"):
+        matrix = Quantised.of(weight, kind)
+        for some in (1, rows, rows):
+            x = draw(some, width, dtype=dtype, device=device, seed=some)
+            found = narrow_product(x, matrix, scratch, torch.float32)
+            close(found, x.float() @ matrix.dequantised().T, dtype)
+            if Tiling.of(some, count, width, dtype).splits > 1:
+                assert not scratch.counters.any()
+
+
 def check_eight_bits_of_one_row(device: str, dtype: torch.dtype, width: int = 160) -> None:
     from singalaut.generate.kernels import single
     from singalaut.generate.kernels.matmul import Quantised
@@ -401,10 +420,19 @@ def check_eight_bits_of_one_row(device: str, dtype: torch.dtype, width: int = 16
     for kind in ("int8", "fp8"):
         weight = draw(2 * inner, width, dtype=dtype, device=device, seed=4) / width**0.5
         matrix = Quantised.of(weight, kind)
-        wanted = matrix.dequantised() @ h.float()
+        factor = h.float()
+        if kind == "int8":  # the row is rounded to 15 bits of its largest entry
+            step = factor.abs().max() / 127
+            factor = (factor / step * 254).round() / 254 * step
+            assert (factor - h.float()).abs().max() <= step / 500
+        wanted = matrix.dequantised() @ factor
         logits = torch.empty(2 * inner, dtype=torch.float32, device=device)
         single.matvec(matrix, h, logits)
         close(logits, wanted, dtype)
+        spoiled = h.clone()
+        spoiled[3] = float("nan")
+        single.matvec(matrix, spoiled, logits)
+        assert logits.isnan().all()
         out = torch.empty(inner, dtype=dtype, device=device)
         found_x = torch.empty_like(x)
         single.norm_matvec(x, y, post, following, EPS, found_x, matrix, out, gated=True)

@@ -52,5 +52,13 @@ def test_products_in_tiles():
     cases.check_product("cpu", DTYPE)
 
 
+def test_products_with_widened_weights():
+    from singalaut.generate.kernels.narrow import Tiling
+
+    assert Tiling.of(20, 70, 1040, DTYPE).splits == 2
+    cases.check_narrow_product("cpu", DTYPE, width=1040)
+    cases.check_narrow_product("cpu", DTYPE, width=100, rows=140)
+
+
 def test_weights_of_eight_bits():
     cases.check_eight_bits_of_one_row("cpu", DTYPE)

@@ -63,6 +63,13 @@ def test_products_in_tiles(width, dtype):
     cases.check_product("cuda", dtype, count=3 * width, width=width, rows=300)
 
 
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize(("count", "width"), [(1152, 6912), (8192, 2560), (300, 100)])
+@pytest.mark.parametrize("rows", (16, 60, 128, 300))
+def test_products_with_widened_weights(rows, count, width, dtype):
+    cases.check_narrow_product("cuda", dtype, count, width, rows)
+
+
 @pytest.mark.parametrize("width", (640, 2560))
 def test_weights_of_eight_bits(width):
     cases.check_eight_bits_of_one_row("cuda", torch.bfloat16, width)

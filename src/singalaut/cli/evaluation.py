@@ -82,6 +82,9 @@ def evaluate(
     tensor_parallel: Annotated[
         int | None, typer.Option(metavar="N", help="GPUs that hold a model together.")
     ] = None,
+    replicas: Annotated[
+        int | None, typer.Option(metavar="N", help="Engines that share the questions.")
+    ] = None,
     seed: SeedOption = None,
     output: OutputOption = None,
 ) -> None:
@@ -110,6 +113,7 @@ def evaluate(
         "metricx": metricx,
         "batch_size": batch_size,
         "tensor_parallel": tensor_parallel,
+        "replicas": replicas,
     }
     flags = {"--seed": seed, "--output": output}
     made = run_stage("evaluate", recipe, stage, overrides, settings, models, flags)

@@ -70,6 +70,7 @@ class EvaluateConfig(StageSettings):
         "data": True,
         "metricx": True,
         "tensor_parallel": True,
+        "replicas": True,
     }
 
     kind: Literal["evaluate"] = "evaluate"
@@ -102,6 +103,8 @@ class EvaluateConfig(StageSettings):
     """Answers generated at once; unset takes what suits the device."""
     tensor_parallel: int = Field(1, ge=1)
     """GPUs that hold a model together."""
+    replicas: int = Field(1, ge=1)
+    """Engines that share the questions, each with GPUs of its own."""
     judge: JudgeConfig | None = None
     """Who compares conversations; without one they are not scored."""
     metricx: str = ""

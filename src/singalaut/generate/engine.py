@@ -11,7 +11,7 @@ import logging
 import threading
 import time
 from collections import deque
-from collections.abc import AsyncIterator, Iterable, Iterator, Sequence
+from collections.abc import AsyncIterator, Generator, Iterable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -82,9 +82,13 @@ def open_engine(directory: Path, batch_size: int | None = None, **settings: obje
     except BaseException:
         ranks.close()
         raise
-    identity = content_hash(directory) + ("+pan-and-scan" if chosen.pan_and_scan else "")
-    identity += f"+{chosen.weights}" if chosen.weights else ""
-    return Engine(model, tokenizer, chat, identity, chosen, ranks)
+    return Engine(model, tokenizer, chat, identity_of(directory, chosen), chosen, ranks)
+
+
+def identity_of(directory: Path, settings: EngineSettings) -> str:
+    """What names the answers of an engine over a directory for good."""
+    identity = content_hash(directory) + ("+pan-and-scan" if settings.pan_and_scan else "")
+    return identity + (f"+{settings.weights}" if settings.weights else "")
 
 
 def engine_over(model: Gemma3, directory: Path, **settings: object) -> Engine:
@@ -134,6 +138,7 @@ class Engine:
             chunk_tokens=settings.chunk_tokens or (8192 if on_gpu else 512),
         )
         if ranks.size > 2 and settings.batch_invariant:
+            ranks.close()
             raise MachineError(
                 f"`tensor_parallel` is {ranks.size}, and sums over more than two processes depend "
                 "on how many rows there are",
@@ -168,6 +173,11 @@ class Engine:
     def identity(self) -> str:
         return self._identity
 
+    @property
+    def slots(self) -> int:
+        """Answers that are written at once."""
+        return self._core.room.slots
+
     def generate(self, requests: Sequence[Request], label: str = "generate") -> list[Completion]:
         """All completions in the order of requests and their answers, with a progress bar."""
         answers = sum(request.sampling.n for request in requests)
@@ -184,9 +194,10 @@ class Engine:
             for key in sorted(found, key=lambda key: (int(key[0]), key[1]))
         ]
 
-    def sample(self, requests: Iterable[Request]) -> Iterator[Completion]:
+    def sample(self, requests: Iterable[Request | None]) -> Generator[Completion]:
         """Yield each completion as it finishes; requests are drawn as there is room for them.
 
+        Where a source has none for now it may give None, and is asked again after a step.
         A request that cannot be served has a completion with the finish reason "error".
         Raises: MachineError where a process of several has ended; the engine is of no use then.
         """
@@ -204,14 +215,17 @@ class Engine:
         try:
             while under_way or done or not exhausted:
                 while not exhausted and self._has_room():
-                    request = next(source, None)
-                    if request is None:
+                    try:
+                        request = next(source)
+                    except StopIteration:
                         exhausted = True
+                        break
+                    if request is None:
                         break
                     try:
                         answers = self._open(request, listen, streams=False)
                     except SingalautError as error:
-                        done.append(_refusal(request, error))
+                        done.append(refusal(request, error))
                         continue
                     under_way.update(answers)
                     self._inbox.extend(answers)
@@ -366,5 +380,5 @@ class _Shown:
         )
 
 
-def _refusal(request: Request, error: SingalautError) -> Completion:
+def refusal(request: Request, error: SingalautError) -> Completion:
     return Completion(request.id, 0, (), "", "error", Usage(0, 0), error=str(error))

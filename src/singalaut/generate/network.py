@@ -25,6 +25,7 @@ from singalaut.generate.kernels.matmul import (
     rows_of,
     values_of,
 )
+from singalaut.generate.kernels.narrow import SharesScratch, narrow_product
 from singalaut.generate.kernels.sampling import SlotState
 from singalaut.generate.ranks import ALONE, Ranks
 from singalaut.generate.weights import EngineWeights
@@ -32,7 +33,7 @@ from singalaut.model.gemma3 import Gemma3, rotation
 from singalaut.model.paged import KINDS, PAGE_TOKENS, Kind, PagedCache
 
 Attention = Callable[[int, Tensor], Tensor]  # of a layer, from its queries, keys and values
-FP8_ROWS = 16  # from here on products are in FP8 as a whole, below only weights are
+FP8_ROWS = 96  # from here on products are in FP8 as a whole, below only weights are
 USUAL_ROWS = 64  # for which keys are split where the number of rows may not matter
 ALONE_ROWS = 512  # whose attention is computed together where each row is on its own
 
@@ -71,6 +72,7 @@ class Network:
         }
         self.scale = self.config.query_scalar**-0.5
         self._scratch: dict[Kind, AttentionScratch] = {}
+        self._shares = SharesScratch(self.device) if weights else None
         root = torch.tensor(self.config.hidden_size**0.5, dtype=self.dtype)
         self._embedding_scale = float(root)
         self._rope = {kind: self._turns(kind, pages * PAGE_TOKENS) for kind in KINDS}
@@ -122,8 +124,10 @@ class Network:
     def logits(self, hidden: Tensor) -> Tensor:
         """Logits in float32: rounded to bfloat16 they would be the largest error of the engine."""
         table = self._head()
-        if self.batch_invariant or isinstance(table, Quantised):
+        if self.batch_invariant:
             logits = product(hidden, table, torch.float32)
+        elif isinstance(table, Quantised):
+            logits = narrow_product(hidden, table, self._shares, torch.float32)
         elif self.dtype == torch.float32:
             logits = torch.mm(hidden, table.T)
         else:
@@ -254,9 +258,11 @@ class Network:
     def _product(self, x: Tensor, weight: Matrix) -> Tensor:
         if isinstance(weight, Quantised):
             is_fp8 = weight.values.dtype == torch.float8_e4m3fn
-            if is_fp8 and x.is_cuda and len(x) >= FP8_ROWS and not self.batch_invariant:
+            if self.batch_invariant:
+                return product(x, weight)
+            if is_fp8 and x.is_cuda and len(x) >= FP8_ROWS:
                 return fp8_product(x, weight, self.dtype)
-            return product(x, weight)
+            return narrow_product(x, weight, self._shares)
         return product(x, weight) if self.batch_invariant else torch.mm(x, weight.T)
 
     def kind(self, layer: int) -> Kind:

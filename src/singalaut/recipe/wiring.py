@@ -353,6 +353,7 @@ def _evaluate(stage: PlannedStage, plan: Plan, work: Work) -> None:
         name: _local(
             model_path(stage, plan, label),
             config.batch_size,
+            config.replicas,
             tensor_parallel=config.tensor_parallel,
         )
         for label, name in config.inputs().items()
@@ -377,14 +378,18 @@ def _evaluate(stage: PlannedStage, plan: Plan, work: Work) -> None:
     )
 
 
-def _local(directory: Path, batch_size: int | None, **ways: object) -> Subject:
+def _local(directory: Path, batch_size: int | None, replicas: int = 1, **ways: object) -> Subject:
     from singalaut.artifact import content_hash
     from singalaut.evals.evaluate import Subject
 
     def open_sampler() -> Sampler:
         from singalaut.generate.engine import open_engine
 
-        return open_engine(directory, batch_size, **ways)
+        if replicas == 1:
+            return open_engine(directory, batch_size, **ways)
+        from singalaut.generate.replicas import Replicas
+
+        return Replicas(directory, replicas, batch_size=batch_size, **ways)
 
     return Subject(content_hash(directory), open_sampler, directory)
 

@@ -117,20 +117,25 @@ def _narrow_rows(
     tl.store(scales + row, scale)
 
 
+@triton.jit
+def tile_of(program, row_tiles, out_tiles, GROUP: tl.constexpr):
+    """The tile of a program: groups of rows go over the same part of the weight together."""
+    group = program // (GROUP * out_tiles)
+    first = group * GROUP
+    size = tl.minimum(row_tiles - first, GROUP)
+    within = program % (GROUP * out_tiles)
+    return first + within % size, within // size
+
+
 @triton.jit(do_not_specialize=["rows"])
 def _product(
     x, weight, scales, out, rows, row_stride,
     COUNT: tl.constexpr, WIDTH: tl.constexpr, SCALED: tl.constexpr, ROWS: tl.constexpr,
     OUT: tl.constexpr, AT_ONCE: tl.constexpr, GROUP: tl.constexpr,
 ):  # fmt: skip
-    program = tl.program_id(0)
-    row_tiles, out_tiles = tl.cdiv(rows, ROWS), tl.cdiv(COUNT, OUT)
-    group = program // (GROUP * out_tiles)
-    first = group * GROUP
-    size = tl.minimum(row_tiles - first, GROUP)
-    within = program % (GROUP * out_tiles)
-    row = (first + within % size) * ROWS + tl.arange(0, ROWS)
-    place = (within // size) * OUT + tl.arange(0, OUT)
+    row_tile, out_tile = tile_of(tl.program_id(0), tl.cdiv(rows, ROWS), tl.cdiv(COUNT, OUT), GROUP)
+    row = row_tile * ROWS + tl.arange(0, ROWS)
+    place = out_tile * OUT + tl.arange(0, OUT)
     at = tl.arange(0, AT_ONCE)
     is_row, is_out = (row < rows)[:, None], (place < COUNT)[None, :]
     x_at = x + row.to(tl.int64)[:, None] * row_stride + at[None, :]

@@ -24,6 +24,7 @@ from singalaut.generate.kernels.attention import (
     finish,
     span,
 )
+from singalaut.generate.kernels.bytes import row_sums, split_in_bytes
 from singalaut.generate.kernels.elementwise import gelu, normed, normed_halves, rotated
 from singalaut.generate.kernels.matmul import Matrix, Quantised, values_of
 from singalaut.model.paged import PAGE_TOKENS
@@ -65,26 +66,37 @@ def norm_matvec(
 
     `gated`: the weight is gate above up, and out = gelu_tanh(gate part) · up part.
     """
-    values = values_of(weight)
-    count, width = out.shape[-1], values.shape[1]
-    programs, rows, warps = _shape(count, width, TILE // 2 if gated else TILE)
+    values, kind, tile = _as_read(weight)
+    count, width = out.shape[-1], values_of(weight).shape[1]
+    programs, rows, warps = _shape(count, width, tile // 2 if gated else tile)
     _norm_matvec[programs,](
         x, y, post, following, eps, new_x, values, _scales_of(weight), out,
         COUNT=count, WIDTH=width, BLOCK=triton.next_power_of_2(width), ROWS=rows, GATED=gated,
-        SCALED=isinstance(weight, Quantised), OVERLAP=_overlaps(x), num_warps=warps, **_launch(x),
+        NATIVE=x.is_cuda, OVERLAP=_overlaps(x), num_warps=warps, **kind, **_launch(x),
     )  # fmt: skip
 
 
 def matvec(weight: Matrix, vector: Tensor, out: Tensor) -> None:
     """out = weight · vector, float32 sums in the dtype of `out`."""
-    values = values_of(weight)
-    count, width = values.shape
-    programs, rows, warps = _shape(count, width, TILE)
+    values, kind, tile = _as_read(weight)
+    count, width = values_of(weight).shape
+    programs, rows, warps = _shape(count, width, tile)
     _matvec[programs,](
         values, _scales_of(weight), vector, out, COUNT=count, WIDTH=width,
-        BLOCK=triton.next_power_of_2(width), ROWS=rows, SCALED=isinstance(weight, Quantised),
-        OVERLAP=_overlaps(vector), num_warps=warps, **_launch(vector),
+        BLOCK=triton.next_power_of_2(width), ROWS=rows, NATIVE=vector.is_cuda,
+        OVERLAP=_overlaps(vector), num_warps=warps, **kind, **_launch(vector),
     )  # fmt: skip
+
+
+def _as_read(weight: Matrix) -> tuple[Tensor, dict[str, bool], int]:
+    """A weight as kernels read it, what they have to know of it, and weights in a tile.
+
+    Bytes come four to a word, and twice as many at once: as many bytes as others.
+    """
+    values = values_of(weight)
+    in_words = values.dtype == torch.int8 and values.shape[1] % 4 == 0
+    kind = {"SCALED": isinstance(weight, Quantised), "IN_WORDS": in_words}
+    return (values.view(torch.int32), kind, 2 * TILE) if in_words else (values, kind, TILE)
 
 
 def _scales_of(weight: Matrix) -> Tensor:
@@ -187,6 +199,24 @@ def _tile(weight, first_row, count, ROWS: tl.constexpr, WIDTH: tl.constexpr, BLO
 
 
 @triton.jit
+def _as_factor(x, BLOCK: tl.constexpr, IN_WORDS: tl.constexpr):
+    """The row as `_sums` takes it: as it is, or split in bytes."""
+    if IN_WORDS:
+        return split_in_bytes(x, BLOCK)
+    else:
+        return x
+
+
+@triton.jit
+def _sums(w, x, IN_WORDS: tl.constexpr, NATIVE: tl.constexpr):
+    """Sums over the rows of a tile times the row."""
+    if IN_WORDS:
+        return row_sums(w, x[0], x[1], x[2], NATIVE)
+    else:
+        return tl.sum(w.to(tl.float32) * x[None, :], 1)
+
+
+@triton.jit
 def _scaled(sums, scales, row, count, SCALED: tl.constexpr):
     """Sums over rows of an eight-bit weight, by the scale of each row."""
     if SCALED:
@@ -198,17 +228,20 @@ def _scaled(sums, scales, row, count, SCALED: tl.constexpr):
 def _norm_matvec(
     x, y, post, following, eps, new_x, weight, scales, out,
     COUNT: tl.constexpr, WIDTH: tl.constexpr, BLOCK: tl.constexpr, ROWS: tl.constexpr,
-    GATED: tl.constexpr, SCALED: tl.constexpr, OVERLAP: tl.constexpr,
+    GATED: tl.constexpr, SCALED: tl.constexpr, IN_WORDS: tl.constexpr, NATIVE: tl.constexpr,
+    OVERLAP: tl.constexpr,
 ):  # fmt: skip
+    READ: tl.constexpr = WIDTH // 4 if IN_WORDS else WIDTH
+    READ_BLOCK: tl.constexpr = BLOCK // 4 if IN_WORDS else BLOCK
     program, step = tl.program_id(0), tl.num_programs(0) * ROWS
     first_row = program * ROWS
     at = tl.arange(0, BLOCK)
     inside = at < WIDTH
     DTYPE: tl.constexpr = out.dtype.element_ty
-    w = _tile(weight, first_row, COUNT, ROWS, WIDTH, BLOCK)
+    w = _tile(weight, first_row, COUNT, ROWS, READ, READ_BLOCK)
     u = w
     if GATED:
-        u = _tile(weight + COUNT * WIDTH, first_row, COUNT, ROWS, WIDTH, BLOCK)
+        u = _tile(weight + COUNT * READ, first_row, COUNT, ROWS, READ, READ_BLOCK)
     post_weight = tl.load(post + at, mask=inside, other=0.0).to(tl.float32)
     following_weight = tl.load(following + at, mask=inside, other=0.0).to(tl.float32)
     if OVERLAP:
@@ -219,15 +252,16 @@ def _norm_matvec(
     if program == 0:
         tl.store(new_x + at, new, mask=inside)
     h = normed(new, following_weight, eps, WIDTH).to(DTYPE).to(tl.float32)
+    h = _as_factor(h, BLOCK, IN_WORDS)
     for start in range(first_row, COUNT, step):
-        next_w = _tile(weight, start + step, COUNT, ROWS, WIDTH, BLOCK)
+        next_w = _tile(weight, start + step, COUNT, ROWS, READ, READ_BLOCK)
         next_u = next_w
         if GATED:
-            next_u = _tile(weight + COUNT * WIDTH, start + step, COUNT, ROWS, WIDTH, BLOCK)
+            next_u = _tile(weight + COUNT * READ, start + step, COUNT, ROWS, READ, READ_BLOCK)
         row = start + tl.arange(0, ROWS)
-        sums = _scaled(tl.sum(w.to(tl.float32) * h[None, :], 1), scales, row, COUNT, SCALED)
+        sums = _scaled(_sums(w, h, IN_WORDS, NATIVE), scales, row, COUNT, SCALED)
         if GATED:
-            ups = tl.sum(u.to(tl.float32) * h[None, :], 1)
+            ups = _sums(u, h, IN_WORDS, NATIVE)
             ups = _scaled(ups, scales + COUNT, row, COUNT, SCALED).to(DTYPE).to(tl.float32)
             sums = gelu(sums.to(DTYPE).to(tl.float32)).to(DTYPE).to(tl.float32) * ups
         tl.store(out + row, sums, mask=row < COUNT)
@@ -238,20 +272,23 @@ def _norm_matvec(
 def _matvec(
     weight, scales, vector, out,
     COUNT: tl.constexpr, WIDTH: tl.constexpr, BLOCK: tl.constexpr, ROWS: tl.constexpr,
-    SCALED: tl.constexpr, OVERLAP: tl.constexpr,
+    SCALED: tl.constexpr, IN_WORDS: tl.constexpr, NATIVE: tl.constexpr, OVERLAP: tl.constexpr,
 ):  # fmt: skip
+    READ: tl.constexpr = WIDTH // 4 if IN_WORDS else WIDTH
+    READ_BLOCK: tl.constexpr = BLOCK // 4 if IN_WORDS else BLOCK
     step = tl.num_programs(0) * ROWS
     first_row = tl.program_id(0) * ROWS
     at = tl.arange(0, BLOCK)
-    w = _tile(weight, first_row, COUNT, ROWS, WIDTH, BLOCK)
+    w = _tile(weight, first_row, COUNT, ROWS, READ, READ_BLOCK)
     if OVERLAP:
         tl.extra.cuda.gdc_launch_dependents()
         tl.extra.cuda.gdc_wait()
-    x = tl.load(vector + at, mask=at < WIDTH, other=0.0)
+    x = tl.load(vector + at, mask=at < WIDTH, other=0.0).to(tl.float32)
+    x = _as_factor(x, BLOCK, IN_WORDS)
     for start in range(first_row, COUNT, step):
-        next_w = _tile(weight, start + step, COUNT, ROWS, WIDTH, BLOCK)
+        next_w = _tile(weight, start + step, COUNT, ROWS, READ, READ_BLOCK)
         row = start + tl.arange(0, ROWS)
-        sums = tl.sum(w.to(tl.float32) * x.to(tl.float32)[None, :], 1)
+        sums = _sums(w, x, IN_WORDS, NATIVE)
         sums = _scaled(sums, scales, row, COUNT, SCALED)
         tl.store(out + row, sums, mask=row < COUNT)
         w = next_w
