@@ -44,6 +44,7 @@ COMMAND = [sys.executable, "-m", "singalaut"]
         ("merge nothing:0.5 base:0.5", "there is no model `nothing`"),
         ("eval --model nothing", "there is no model `nothing`"),
         ("generate --model nothing hello", "there is no model `nothing`"),
+        ("generate --model nothing --pan-and-scan hello", "but none is given"),
         ("convert no.gguf out", "no.gguf"),
         ("inspect nothing", "there is no model `nothing`"),
     ],
