@@ -207,6 +207,8 @@ def tasks(
             print(f"=== {entry['task']}.{entry['language']}")
             for role, text in entry["conversation"]:
                 print(f"--- {role}\n{text}")
+            if not entry["conversation"]:
+                print(entry["problems"])
     else:
         names = ("task", "language", "metric", "rows", "counted", "chance", "licence", "problems")
         shown = [{name: entry[name] for name in names} for entry in entries]
@@ -271,7 +273,10 @@ def fetch(
     from singalaut.evals.hub import fetch_rows
 
     _, cells = _pack(pack, [], profile, task, language, extras=extras)
-    print(table(fetch_rows(cells, output)))
+    rows = fetch_rows(cells, output)
+    print(table(rows))
+    if rows and all(str(row["state"]).startswith("not fetched") for row in rows):
+        raise typer.Exit(1)
 
 
 def _pack(
