@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from typing import NamedTuple
 
 import numpy as np
 import pytest
@@ -19,7 +18,6 @@ from singalaut.select.features import adam_steps, project
 from singalaut.select.gradients import (
     error_norms,
     pair_gradients,
-    policy_gradients,
     sample_gradients,
     sample_losses,
 )
@@ -204,33 +202,3 @@ def test_gradients_of_pairs_equal_one_by_one(tmp_path, tiny_model, network, name
     other = PairLosses(name, 0.2, 0.0)
     moved = dict(pair_gradients(network, row, answers, reference, other).pieces)
     assert worst(torch.cat([moved[n] for n, _ in named(network)], 1), torch.stack(wanted)) > 1e-3
-
-
-def test_gradients_of_answers_equal_one_by_one(network):
-    """≤ 1e-5 of the largest: −A Σ log π of the plain network over all logits, one answer a pass."""
-
-    class Answer(NamedTuple):
-        prompt: tuple[int, ...]
-        tokens: tuple[int, ...]
-        advantage: float
-
-    given = [
-        Answer((2, 10, 11), (20, 30, 31, 32), 0.75),
-        Answer((2, 10, 11), (21,), -0.75),
-        Answer((2, 14, 15, 16, 17), (40, 41, 42, 43, 44, 45, 46), 0.5),
-        Answer((2, 14), (50, 51), 0.0),
-    ]
-    found = dict(policy_gradients(network, given, 64.0).pieces)
-    at_once = torch.cat([found[name] for name, _ in named(network)], 1)
-    wanted = []
-    for answer in given:
-        tokens = torch.tensor([[*answer.prompt, *answer.tokens]])
-        logprobs = network.logits(network(tokens))[0].float().log_softmax(-1)
-        at = torch.arange(len(answer.prompt), tokens.shape[1])
-        total = -answer.advantage * logprobs[at - 1, tokens[0, at]].sum() / 64
-        total.backward()
-        wanted.append(torch.cat([p.grad.flatten() for _, p in named(network)]))
-        network.zero_grad(set_to_none=True)
-    assert worst(at_once, torch.stack(wanted)) < 1e-5
-    assert float(at_once[3].abs().max()) == 0  # an answer like the others teaches nothing
-    assert worst(at_once[:2].flip(0), torch.stack(wanted)[:2]) > 1e-3

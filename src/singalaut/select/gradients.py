@@ -1,17 +1,16 @@
 """Gradients of every sample of a packed row at once, for the weights of adapters.
 
-A sample is a document with its mean loss; both conversations of a pair with the loss of alignment;
-or an answer of a model with its share in the loss of a policy. For y = x Wᵀ + s (x Aᵀ) Bᵀ, one
-backward pass gives g = ∂L/∂y at every token. As no sample sees another, those of sample n are its
-tokens' sums: ∂L/∂B = s Σ_t g_t (A x_t)ᵀ and ∂L/∂A = s Σ_t (Bᵀ g_t) x_tᵀ. Shapes: n samples, L
-tokens of the longest, I in, O out, R rank.
+A sample is a document with its mean loss, or both conversations of a pair with the loss of
+alignment. For y = x Wᵀ + s (x Aᵀ) Bᵀ, one backward pass gives g = ∂L/∂y at every token. As no
+sample sees another, those of sample n are its tokens' sums: ∂L/∂B = s Σ_t g_t (A x_t)ᵀ and
+∂L/∂A = s Σ_t (Bᵀ g_t) x_tᵀ. Shapes: n samples, L tokens of the longest, I in, O out, R rank.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import NamedTuple, Protocol
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -20,23 +19,11 @@ from torch.nn.utils.rnn import pad_sequence
 
 from singalaut.data.batches import Micro
 from singalaut.data.pair_batches import PairRow
-from singalaut.loss.dr_grpo import policy_loss
 from singalaut.loss.logprobs import token_logprobs
 from singalaut.model.attention import Packed
 from singalaut.model.gemma3 import Gemma3
 from singalaut.model.lora import LoraLinear, adapters
 from singalaut.train.pairs import PairLosses, row_losses
-
-
-class Answered(Protocol):
-    """An answer, and by how much it was better than the others to its prompt."""
-
-    @property
-    def prompt(self) -> Sequence[int]: ...
-    @property
-    def tokens(self) -> Sequence[int]: ...
-    @property
-    def advantage(self) -> float: ...
 
 
 class SampleGradients(NamedTuple):
@@ -58,42 +45,6 @@ def pair_gradients(
     """The gradient of each pair's own loss; tokens of answers and log-probabilities are [n, 2]."""
     both = tuple(sum(row.lengths[at : at + 2]) for at in range(0, len(row.lengths), 2))
     return _gradients(model, both, lambda: row_losses(model, row, answers, reference, loss))
-
-
-def policy_gradients(
-    model: Gemma3, answers: Sequence[Answered], step_tokens: float, temperature: float = 1.0
-) -> SampleGradients:
-    """The gradient of −A Σ_t log π(o_t) / `step_tokens` of each answer: Dr. GRPO's at ratios of 1.
-
-    That of a prompt is the sum over its answers; where all are worth the same it is nothing.
-    """
-    lengths = tuple(len(answer.prompt) + len(answer.tokens) for answer in answers)
-    return _gradients(
-        model, lengths, lambda: policy_losses(model, answers, step_tokens, temperature)
-    )
-
-
-def policy_losses(
-    model: Gemma3, answers: Sequence[Answered], step_tokens: float, temperature: float
-) -> Tensor:
-    """[n]: the share of each answer in the loss of a policy, before any of it was changed."""
-    weight = model.embedding.weight
-    tokens = [np.array([*answer.prompt, *answer.tokens]) for answer in answers]
-    lengths = tuple(len(row) for row in tokens)
-    flat = torch.from_numpy(np.concatenate(tokens)).to(weight.device)
-    begins = np.cumsum(lengths) - lengths
-    spans = zip(begins, lengths, answers, strict=True)
-    own = [np.arange(at + len(a.prompt), at + length) for at, length, a in spans]
-    places = torch.from_numpy(np.concatenate(own)).to(weight.device)
-    plan = Packed(lengths, None, weight.device)
-    hidden = model(flat[None], plan.positions(), plan)[0]
-    logprobs, _ = token_logprobs(hidden[places - 1], weight, flat[places], temperature)
-    parts = logprobs.split([len(a.tokens) for a in answers])
-    now = pad_sequence(list(parts), batch_first=True)
-    mask = pad_sequence([torch.ones_like(part) for part in parts], batch_first=True) > 0
-    worth = torch.tensor([a.advantage for a in answers], device=now.device, dtype=torch.float32)
-    losses = policy_loss(now, now.detach(), worth, mask, clip_low=0.2, clip_high=0.2)
-    return losses.sum(1) / step_tokens
 
 
 def _gradients(
