@@ -9,8 +9,9 @@ import pytest
 from singalaut.errors import ArtifactError, RecipeError
 from singalaut.recipe.lineage import lineage
 from singalaut.recipe.load import load_recipe
+from singalaut.recipe.opening import model_path
 from singalaut.recipe.run import plan_recipe, run_one_stage, run_recipe
-from singalaut.recipe.wiring import STAGES, model_path
+from singalaut.recipe.wiring import STAGES
 
 NAMES = ["sft", "merge", "evaluate", "card"]
 

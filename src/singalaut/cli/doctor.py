@@ -102,7 +102,7 @@ def _size_gib(folder: Path) -> float:
 
 
 def _converted() -> bool:
-    from singalaut.recipe.wiring import present_model
+    from singalaut.recipe.opening import present_model
 
     return present_model(DEMO, Path()) is not None
 

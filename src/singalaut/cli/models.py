@@ -111,8 +111,8 @@ def _checkpoint(source: str) -> Path:
 
 def open_named(source: str) -> Path:
     """The directory of a model's name, which may also be `RECIPE.toml:STAGE`."""
+    from singalaut.recipe.opening import open_model
     from singalaut.recipe.run import stage_model
-    from singalaut.recipe.wiring import open_model
 
     recipe, _, stage = source.rpartition(":")
     if recipe.endswith(".toml"):

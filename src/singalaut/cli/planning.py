@@ -206,7 +206,7 @@ def _lengths(
 def _counted(stage: PlannedStage, plan: Plan, count: bool) -> tuple[Sequence[int], int] | None:
     """Lengths and rows of data that is there; None where it is not, or large."""
     from singalaut.data.preference import Pairs, make_pairs
-    from singalaut.recipe.wiring import model_path, source_paths
+    from singalaut.recipe.opening import model_path, source_paths
     from singalaut.train.config import ApoConfig, SftConfig
     from singalaut.train.material import open_material
 

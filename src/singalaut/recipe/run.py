@@ -1,6 +1,6 @@
 """Runs the stages of a recipe, each once, and goes on where a stopped run left off.
 
-Which code runs a kind of stage, and how a model's name becomes a directory, is chosen in `wiring`.
+Which code runs a kind of stage is chosen in `wiring`; `opening` makes directories of models' names.
 """
 
 from __future__ import annotations
@@ -15,10 +15,11 @@ from singalaut.artifact import Artifact, Work, content_hash, find, open_artifact
 from singalaut.errors import RecipeError
 from singalaut.recipe.lineage import find_stage, public_settings
 from singalaut.recipe.load import load_recipe
+from singalaut.recipe.opening import locate, open_model, present_model
 from singalaut.recipe.plan import Model, Plan, PlannedStage, make_plan, shown
 from singalaut.recipe.problems import nearest
 from singalaut.recipe.schema import Recipe
-from singalaut.recipe.wiring import STAGES, StageFunction, join, locate, open_model, present_model
+from singalaut.recipe.wiring import STAGES, StageFunction, join
 
 log = logging.getLogger("singalaut")
 TOGETHER = ("sft", "apo", "rl")  # kinds of stages that all processes of a job work on

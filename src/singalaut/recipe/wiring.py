@@ -1,7 +1,7 @@
-"""Chooses which code runs each kind of stage, and how names become models and packs.
+"""Chooses which code runs each kind of stage: a function for each, and so a long file.
 
-The only part of a recipe that knows the rooms behind the stages; it loads them when a stage runs.
-A function for each kind of stage, and as no other file may know the rooms, a long file.
+With `opening.py` the only part of a recipe that knows the rooms behind the stages; both load them
+when a stage runs.
 """
 
 from __future__ import annotations
@@ -11,61 +11,30 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from singalaut.artifact import Work
-from singalaut.data.config import DataSource, PrepareConfig
+from singalaut.data.config import PrepareConfig
 from singalaut.evals.config import EvaluateConfig
 from singalaut.merge.config import MergeConfig, MergeSearchConfig
 from singalaut.pairs.config import JudgeConfig, PairsConfig, RewriterConfig
 from singalaut.publish.config import CardConfig
 from singalaut.recipe.lineage import lineage
+from singalaut.recipe.opening import (
+    endpoint_subject,
+    local_subject,
+    model_path,
+    recorded_subject,
+    source_paths,
+)
 from singalaut.recipe.plan import Plan, PlannedStage
-from singalaut.remote.config import EndpointConfig
 from singalaut.rl.config import RlConfig
 from singalaut.select.config import SelectConfig, SelectPairsConfig
 from singalaut.train.config import ApoConfig, SftConfig
 
 if TYPE_CHECKING:
-    from singalaut.contracts import Message, Sampler
-    from singalaut.evals.evaluate import Subject
+    from singalaut.contracts import Message
     from singalaut.train.watching import Asked
 
 SAMPLE_QUESTION_TOKENS = 2048  # room for a question that is asked while a stage trains
 StageFunction = Callable[[PlannedStage, Plan, Work], None]
-
-
-def open_model(source: str, folder: Path) -> Path:
-    """The Hugging Face directory of a model's name or stage's folder, fetched if need be."""
-    from singalaut.checkpoint.resolve import resolve_model
-
-    return resolve_model(source, base_folder=folder)
-
-
-def present_model(source: str, folder: Path) -> Path | None:
-    """The same directory if nothing has to be fetched or converted for it, else None."""
-    from singalaut.checkpoint.resolve import local_model
-
-    return local_model(source, base_folder=folder)
-
-
-def locate(label: str, value: str, folder: Path) -> Path:
-    """Where an input file lies; only packs have names that are no paths."""
-    if label.split(".")[0] == "pack":
-        from singalaut.evals.pack import pack_path
-
-        named = pack_path(value).expanduser()
-        return named if named.is_absolute() else folder / named
-    return folder / Path(value).expanduser()
-
-
-def model_path(stage: PlannedStage, plan: Plan, label: str) -> Path:
-    """The model directory behind an input: a starting model's own, or `model/` of a stage."""
-    path = stage.inputs[label].path
-    return path if stage.config.inputs()[label] in plan.models else path / "model"
-
-
-def source_paths(stage: PlannedStage, sources: Sequence[DataSource]) -> list[Path | None]:
-    """Where each source of rows lies; None for those of the hub."""
-    labels = [f"data.{i}" for i in range(len(sources))]
-    return [stage.inputs[label].path if label in stage.inputs else None for label in labels]
 
 
 def _prepare(stage: PlannedStage, plan: Plan, work: Work) -> None:
@@ -205,12 +174,12 @@ def _pairs(stage: PlannedStage, plan: Plan, work: Work) -> None:
         if who is None:
             return None
         if who.endpoint is None:
-            found = _local(model_path(stage, plan, label), config.batch_size)
+            found = local_subject(model_path(stage, plan, label), config.batch_size)
         else:
-            found = _endpoint(who.endpoint, own_settings=False)
+            found = endpoint_subject(who.endpoint, own_settings=False)
         return Model(found.identity, found.open)
 
-    policy = _local(model, config.batch_size)
+    policy = local_subject(model, config.batch_size)
     run_pairs(
         config,
         prompts=[sample for sample, _ in found.prompts],
@@ -317,7 +286,7 @@ def _merge_search(stage: PlannedStage, plan: Plan, work: Work) -> None:
     def evaluate(model: Path, scratch: Path) -> dict[str, float]:
         run_evaluate(
             asked,
-            subjects={"merged": _local(model, asked.batch_size)},
+            subjects={"merged": local_subject(model, asked.batch_size)},
             pack=pack.path,
             work=Work(scratch),
             seed=seed,
@@ -337,20 +306,15 @@ def _merge_search(stage: PlannedStage, plan: Plan, work: Work) -> None:
 
 
 def _evaluate(stage: PlannedStage, plan: Plan, work: Work) -> None:
-    from singalaut.artifact import content_hash, home
-    from singalaut.evals.evaluate import Subject, run_evaluate
+    from singalaut.artifact import home
+    from singalaut.evals.evaluate import run_evaluate
 
     config = stage.config
     assert isinstance(config, EvaluateConfig)
     inputs = stage.inputs
 
-    def recorded(file: Path) -> Subject:
-        from singalaut.remote.recorded import RecordedSampler
-
-        return Subject(f"recorded {content_hash(file)}", lambda: RecordedSampler(file))
-
     subjects = {
-        name: _local(
+        name: local_subject(
             model_path(stage, plan, label),
             config.batch_size,
             config.replicas,
@@ -359,11 +323,12 @@ def _evaluate(stage: PlannedStage, plan: Plan, work: Work) -> None:
         for label, name in config.inputs().items()
     }
     subjects |= {
-        endpoint.name: _endpoint(endpoint, config.temperature is None)
+        endpoint.name: endpoint_subject(endpoint, config.temperature is None)
         for endpoint in config.endpoints
     }
     subjects |= {
-        item.name: recorded(inputs[f"recorded.{item.name}"].path) for item in config.recorded
+        item.name: recorded_subject(inputs[f"recorded.{item.name}"].path)
+        for item in config.recorded
     }
     run_evaluate(
         config,
@@ -373,37 +338,9 @@ def _evaluate(stage: PlannedStage, plan: Plan, work: Work) -> None:
         work=work,
         seed=plan.recipe.seed,
         store=home() / "evaluations" / "store.sqlite",
-        judge=None if config.judge is None else _endpoint(config.judge, own_settings=False),
+        judge=None if config.judge is None else endpoint_subject(config.judge, own_settings=False),
         metricx=inputs["metricx"].path if config.metricx else None,
     )
-
-
-def _local(directory: Path, batch_size: int | None, replicas: int = 1, **ways: object) -> Subject:
-    from singalaut.artifact import content_hash
-    from singalaut.evals.evaluate import Subject
-
-    def open_sampler() -> Sampler:
-        from singalaut.generate.engine import open_engine
-
-        if replicas == 1:
-            return open_engine(directory, batch_size, **ways)
-        from singalaut.generate.replicas import Replicas
-
-        return Replicas(directory, replicas, batch_size=batch_size, **ways)
-
-    return Subject(content_hash(directory), open_sampler, directory)
-
-
-def _endpoint(config: EndpointConfig, own_settings: bool) -> Subject:
-    from singalaut.evals.evaluate import Subject
-
-    def open_sampler() -> Sampler:
-        from singalaut.remote.endpoint import EndpointSampler
-
-        return EndpointSampler(config, own_settings=own_settings)
-
-    tokenizer = Path(config.tokenizer).expanduser() if config.tokenizer else None
-    return Subject(config.identity(), open_sampler, tokenizer)
 
 
 def _card(stage: PlannedStage, plan: Plan, work: Work) -> None:
