@@ -68,7 +68,7 @@ class GradientSettings(StageSettings):
 class SelectConfig(GradientSettings):
     """Chooses the rows to learn from; the result is prepared data."""
 
-    VERSION: ClassVar[int] = 1
+    VERSION: ClassVar[int] = 2
     OUTPUT: ClassVar[str] = "data"
     NOT_IN_KEY: ClassVar[dict[str, Any]] = {
         "model": True,
@@ -86,7 +86,7 @@ class SelectConfig(GradientSettings):
     prepared: str | None = None
     """The stage that has prepared the pool, instead of `data`."""
     targets: tuple[Target, ...] = ()
-    """What the chosen rows shall help with; a row counts for the target it helps most."""
+    """What the chosen rows shall help with; the targets take turns in choosing their best row."""
     method: Literal["influence", "gradient-norm", "el2n", "loss", "length", "bm25", "random"] = (
         "influence"
     )

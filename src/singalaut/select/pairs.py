@@ -30,7 +30,7 @@ from singalaut.select.choose import best, quota_counts
 from singalaut.select.config import SelectPairsConfig
 from singalaut.select.gradients import SampleGradients, pair_gradients
 from singalaut.select.report import page, score_table
-from singalaut.select.scores import influence
+from singalaut.select.scores import influence, served, worth
 from singalaut.select.warmup import SampleSet, measure_sets
 from singalaut.train.pairs import PairLosses, pair_step
 from singalaut.train.parallel import World
@@ -72,10 +72,10 @@ def run_select_pairs(
         for number, (target, place) in enumerate(zip(config.targets, targets, strict=True))
     ]
     scores = _scores(config, model, [("pool", pool), *wanted], work, seed)
-    value = scores.max(1) if scores.ndim == 2 else scores
+    value = worth(scores)
     chosen = _choose(config, pool, value)
     _write(config, sources, data, pool, chosen, work)
-    rows = [_row(config, pool, scores, place) for place in chosen.tolist()]
+    rows = _rows(config, pool, scores)
     _report(config, pool, scores, chosen, rows, data, work)
     log.info("%d of %d pairs chosen by %s", len(chosen), len(pool), config.method)
 
@@ -210,7 +210,15 @@ def _as_row(sample: Sample, source: str) -> dict[str, Any]:
     }
 
 
-def _row(config: SelectPairsConfig, pool: Pairs, scores: np.ndarray, place: int) -> dict[str, Any]:
+def _rows(config: SelectPairsConfig, pool: Pairs, scores: np.ndarray) -> list[dict[str, Any]]:
+    """What the report says of every pair of the pool."""
+    serves = served(scores) if scores.ndim == 2 else np.zeros(len(pool), dtype=np.int64)
+    return [_row(config, pool, scores, serves, place) for place in range(len(pool))]
+
+
+def _row(
+    config: SelectPairsConfig, pool: Pairs, scores: np.ndarray, serves: np.ndarray, place: int
+) -> dict[str, Any]:
     record = pool.records[place]
     row: dict[str, Any] = {
         "source": pool.about["sources"][int(record["source"])]["name"],
@@ -222,9 +230,8 @@ def _row(config: SelectPairsConfig, pool: Pairs, scores: np.ndarray, place: int)
         return {**row, "score": float(scores[place])}
     names = [target.name for target in config.targets]
     each = dict(zip(names, scores[place].tolist(), strict=True))
-    return {**row, "score": max(each.values()), "target": max(each, key=each.__getitem__)} | {
-        "scores": each
-    }
+    target = names[serves[place]]
+    return {**row, "score": each[target], "target": target, "scores": each}
 
 
 def _report(
@@ -232,15 +239,15 @@ def _report(
     pool: Pairs,
     scores: np.ndarray,
     chosen: np.ndarray,
-    rows: Sequence[Mapping[str, Any]],
+    everything: Sequence[Mapping[str, Any]],
     data: Sequence[Path | None],
     work: Work,
 ) -> None:
     folder = work.path / "report"
     folder.mkdir(exist_ok=True)
+    rows = [everything[place] for place in chosen.tolist()]
     lines = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
     write_atomic(folder / "selection.jsonl", lines.encode())
-    everything = [_row(config, pool, scores, place) for place in range(len(pool))]
 
     def shares(name: str) -> dict[str, dict[str, int]]:
         labels = sorted({row[name] for row in everything})

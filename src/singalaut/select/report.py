@@ -17,6 +17,7 @@ from singalaut.page.plots import KEPT, bars, histogram
 from singalaut.select.config import SelectConfig
 from singalaut.select.features import Features
 from singalaut.select.material import Material
+from singalaut.select.scores import served
 
 BINS = 24
 SHOWN = 20  # rows of the page
@@ -71,6 +72,7 @@ def _rows(
     features: Sequence[Features] | None,
 ) -> list[dict[str, Any]]:
     pool, store = material.pool, material.pool.store
+    targets = served(scores) if scores.ndim == 2 else None
     rows = []
     for place in chosen.tolist():
         record = store.documents[pool.documents[place]]
@@ -80,13 +82,11 @@ def _rows(
             "language": store.languages[record["language"]],
             "tokens": int(record["tokens"]),
         }
-        if scores.ndim == 2:
-            each = {
-                rows_.name: float(value)
-                for rows_, value in zip(material.targets, scores[place], strict=True)
-            }
-            row |= {"score": max(each.values()), "target": max(each, key=lambda n: each[n])}
-            row["scores"] = each
+        if targets is not None:
+            names = [target.name for target in material.targets]
+            each = dict(zip(names, scores[place].tolist(), strict=True))
+            target = names[targets[place]]
+            row |= {"score": each[target], "target": target, "scores": each}
         else:
             row["score"] = float(scores[place])
         if features is not None:
@@ -112,10 +112,10 @@ def _shares(
 
 
 def _targets(material: Material, scores: np.ndarray, chosen: np.ndarray) -> dict[str, Any]:
-    """For each target, how many chosen rows help it most, and the mean scores."""
+    """For each target, how many rows were chosen for it, and the mean scores."""
     if scores.ndim != 2:
         return {}
-    nearest = scores[chosen].argmax(1)
+    nearest = served(scores)[chosen]
     return {
         rows.name: {
             "rows": len(rows.documents),

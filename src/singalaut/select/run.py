@@ -31,7 +31,7 @@ from singalaut.select.features import Features, joined
 from singalaut.select.gradients import SampleGradients, error_norms, sample_gradients
 from singalaut.select.material import Material, Rows, open_material
 from singalaut.select.report import write_report
-from singalaut.select.scores import bm25, influence, unit
+from singalaut.select.scores import bm25, influence, unit, worth
 from singalaut.select.warmup import SampleSet, measure_sets
 from singalaut.train.parallel import World
 from singalaut.train.step import train_step
@@ -68,8 +68,7 @@ def run_select(
     if config.takes_gradients or config.method == "loss":
         measured = _measure(config, model, material, work, seed)
     scores = _scores(config, model, material, measured, seed)
-    value = scores.max(1) if scores.ndim == 2 else scores
-    chosen = _choose(config, pool, value, measured)
+    chosen = _choose(config, pool, worth(scores), measured)
     write_subset(pool.store, pool.documents[chosen].tolist(), work.path / "data")
     features = None if measured is None else measured.pool
     facts = write_report(work.path, config, material, scores, chosen, features)
@@ -128,7 +127,8 @@ def _scores(
     if config.method == "influence":
         assert measured is not None
         rates = [config.rate(end - 1) for end in config.measured_after()]
-        return influence(measured.pool, measured.targets, rates)
+        learned = [rows.store.documents["learned"][rows.documents] for rows in material.targets]
+        return influence(measured.pool, measured.targets, rates, learned)
     if config.method == "gradient-norm":
         assert measured is not None
         return joined(measured.pool).mean(1)

@@ -18,16 +18,26 @@ BM25_SATURATION, BM25_LENGTH = 1.5, 0.75
 
 
 def influence(
-    pool: Sequence[Features], targets: Sequence[Sequence[Features]], rates: Sequence[float]
+    pool: Sequence[Features],
+    targets: Sequence[Sequence[Features]],
+    rates: Sequence[float],
+    weights: Sequence[np.ndarray] | None = None,
 ) -> np.ndarray:
     """[M, K]: Σ_c η_c cos(Γ_c, mean gradient of the target at c), rates η_c scaled to sum 1.
 
-    Cosines, since gradients of mean losses are the longer, the shorter a document is.
-    Source: arXiv 2402.04333.
+    Cosines, since gradients of mean losses are the longer, the shorter a document is. For the same
+    reason `weights`, one for each row of each target, are its learned tokens: the mean gradient is
+    then that of the loss of a token, as training has it. Source: arXiv 2402.04333, where all rows
+    of a target count the same.
     """
     total = np.zeros((len(pool[0].norms), len(targets)), dtype=np.float32)
     for checkpoint, rate in enumerate(np.array(rates) / np.sum(rates)):
-        mean_KD = np.stack([_mean(features[checkpoint]) for features in targets])
+        mean_KD = np.stack(
+            [
+                _mean(features[checkpoint], None if weights is None else weights[number])
+                for number, features in enumerate(targets)
+            ]
+        )
         mean_KD /= np.linalg.norm(mean_KD, axis=1, keepdims=True) + 1e-30
         for start in range(0, len(total), ROWS_AT_ONCE):
             rows = slice(start, start + ROWS_AT_ONCE)
@@ -69,10 +79,34 @@ def bm25(
     return scores
 
 
-def _mean(features: Features) -> np.ndarray:
+def worth(scores: np.ndarray) -> np.ndarray:
+    """[M]: what to choose by. Of scores for several targets, [M, K], the best place of each row.
+
+    The best row for each target is worth 1, the next ones less by 1 / M each: targets take turns,
+    whatever the scale of their scores, so none is left without rows.
+    """
+    if scores.ndim == 1 or scores.shape[1] == 1:
+        return scores.reshape(-1)
+    return 1 - _places(scores).min(1) / len(scores)
+
+
+def served(scores: np.ndarray) -> np.ndarray:
+    """[M]: the target that each row is chosen for, from [M, K]."""
+    return _places(scores).argmin(1)
+
+
+def _places(scores: np.ndarray) -> np.ndarray:
+    """[M, K]: how many rows are better for the target."""
+    order = np.argsort(-scores, axis=0, kind="stable")
+    places = np.empty_like(order)
+    np.put_along_axis(places, order, np.arange(len(scores))[:, None], 0)
+    return places
+
+
+def _mean(features: Features, weights: np.ndarray | None) -> np.ndarray:
     """The mean gradient, as projected."""
     wide = np.asarray(features.vectors, dtype=np.float32) * features.norms[:, None]
-    return wide.mean(0)
+    return np.average(wide, axis=0, weights=weights)
 
 
 def _largest(store: Store, documents: np.ndarray) -> int:
