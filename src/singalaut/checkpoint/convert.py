@@ -52,10 +52,10 @@ def convert(
     Returns what was written; it appears only when complete.
     """
     _check_request(source, output, dtype, quant, base, mmproj)
+    if quant in KQUANTS:
+        open_llama_cpp(quant)  # before the work
     output.parent.mkdir(parents=True, exist_ok=True)
     if output.suffix == ".gguf":
-        if quant in KQUANTS:
-            open_llama_cpp(quant)  # before the work
         with open_source(source, base=base, mmproj=mmproj) as opened:
             return _write_gguf_files(opened, output, quant)
     partial = Path(tempfile.mkdtemp(prefix=f".{output.name}.", dir=output.parent))
@@ -112,8 +112,9 @@ def _check_request(
     known = [*FORMATS, *KQUANTS]
     is_gguf = output.suffix == ".gguf"
     if dtype is not None and dtype not in DTYPES:
+        why = ": Gemma 3's residual stream overflows it" if dtype == "float16" else ""
         raise RecipeError(
-            f"cannot write `{dtype}`", hint=f"use one of {', '.join(DTYPES)}", where="dtype"
+            f"cannot write `{dtype}`{why}", hint=f"use one of {', '.join(DTYPES)}", where="dtype"
         )
     if quant is not None and quant not in known:
         near = get_close_matches(quant.upper(), known, n=1)

@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from singalaut.checkpoint.adapters import base_name, is_adapter
 from singalaut.checkpoint.sources import beside, gguf_pieces
+from singalaut.errors import CheckpointError
 from singalaut.model.config import Gemma3Config, VisionConfig
-from singalaut.model.gguf import GgufFile, config_from_gguf
+from singalaut.model.gguf import GgufFile, check_shapes, config_from_gguf
 from singalaut.model.hf import open_weights, read_config
-from singalaut.model.mmproj import is_mmproj, read_vision_config
+from singalaut.model.lora import WEIGHTS, read_settings
+from singalaut.model.mmproj import check_vision, is_mmproj, read_vision_config
+from singalaut.model.tensors import TensorReader
 from singalaut.text.template import read_template
 from singalaut.text.tokenizer import Tokenizer
 from singalaut.text.vocabulary import END_OF_TURN, NAMES
@@ -22,20 +27,22 @@ NUMBER_BYTES = 2  # of a weight or a cache entry in bfloat16
 
 
 def inspect(source: Path) -> dict[str, Any]:
-    """What a GGUF file or a Hugging Face directory holds; reads headers only."""
+    """What a GGUF file, a Hugging Face directory or a PEFT adapter holds; reads headers only."""
     if source.is_dir():
-        return _directory_facts(source)
+        return _adapter_facts(source) if is_adapter(source) else _directory_facts(source)
     file = GgufFile(source)
     if is_mmproj(file):
-        vision = read_vision_config(file)
         width = int(file.metadata.get("clip.vision.projection_dim", 0))
-        return {**_gguf_facts(file), **_vision_facts(vision, width), "text_hidden_size": width}
+        return {**_gguf_facts(file), **_projector_facts(file, width), "text_hidden_size": width}
     config = config_from_gguf(file)
+    check_shapes(file, config)
+    projector = beside(source)
     return {
         **_gguf_facts(file),
         **_shape_facts(config),
         "tokenizer": _gguf_tokenizer_facts(file, config),
-        "projector_file": found.name if (found := beside(source)) else None,
+        "projector_file": projector.name if projector else None,
+        **(_projector_facts(GgufFile(projector), config.hidden_size) if projector else {}),
     }
 
 
@@ -69,12 +76,45 @@ def cache_bytes(config: Gemma3Config, context: int) -> int:
     return per_token * kept
 
 
+def _projector_facts(file: GgufFile, text_width: int) -> dict[str, Any]:
+    """Of a projector file, whose tensors are checked against what it says of itself."""
+    vision = read_vision_config(file)
+    check_vision(file, vision, text_width)
+    return _vision_facts(vision, text_width)
+
+
+def _adapter_facts(folder: Path) -> dict[str, Any]:
+    settings = read_settings(folder)
+    if not (file := folder / WEIGHTS).exists():
+        raise CheckpointError(
+            f"found no `{WEIGHTS}`",
+            where=folder,
+            hint="give an adapter directory with safetensors weights",
+        )
+    with TensorReader([file]) as reader:
+        dtypes = Counter(reader.dtype(name) for name in reader)
+        parameters = sum(math.prod(reader.shape(name)) for name in reader)
+    targets = settings.get("target_modules")
+    return {
+        "format": "PEFT adapter",
+        "files": 1,
+        "bytes": file.stat().st_size,
+        "dtypes": dict(dtypes.most_common()),
+        "parameters": parameters,
+        "base": base_name(folder),
+        "kind": str(settings.get("peft_type")),
+        "rank": settings.get("r"),
+        "alpha": settings.get("lora_alpha"),
+        "modules": ", ".join(sorted(targets)) if isinstance(targets, list) else targets,
+    }
+
+
 def _directory_facts(folder: Path) -> dict[str, Any]:
     config = read_config(folder)
     reader, places = open_weights(folder, config)
     with reader:
         weights = {reader.file(place) for place in places.values()}
-        dtypes = Counter(reader.dtype(place) for place in places.values())
+        dtypes = Counter(reader.stored_as(place) for place in places.values())
     return {
         "format": "safetensors",
         "files": len(weights),

@@ -97,6 +97,12 @@ class CompressedReader(TensorReader):
         """The dtype of what a compressed weight stands for; `BF16`, as it was before."""
         return "BF16" if self._is_compressed(name) else super().dtype(name)
 
+    def stored_as(self, name: str) -> str:
+        """Of a compressed weight, what it is compressed to, such as `F8_E4M3` or `INT4`."""
+        if self._is_packed(name):
+            return f"INT{self._layout(name)[1]}"
+        return super().dtype(name)
+
     def read(self, name: str, rows: slice | None = None) -> Tensor:
         """A tensor, or these rows of it; what was compressed comes in the dtype of its scale."""
         if not self._is_compressed(name):

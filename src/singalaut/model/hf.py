@@ -9,6 +9,7 @@ concerns the vision part alone is in `hf_vision.py`, `config.json` in `hf_config
 from __future__ import annotations
 
 import json
+import logging
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -40,6 +41,8 @@ from singalaut.model.shard import WHOLE, Shard
 from singalaut.model.tensors import TensorReader, TensorSpec, write_shards
 
 __all__ = ["config_from_hf", "config_to_hf", "load_model", "read_config", "save_model"]
+
+log = logging.getLogger("singalaut")
 
 TOP_NAMES = {"embedding": "embed_tokens", "final_norm": "norm"}
 LAYER_NAMES = {
@@ -87,6 +90,8 @@ COMPANIONS = (
     "LICENSE*",
     "NOTICE*",
 )
+# a second name of the embedding, and tables that older files hold
+REDUNDANT = ("lm_head.weight", "inv_freq", "position_ids")
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
 
@@ -180,6 +185,7 @@ def find_weights(reader: TensorReader, folder: Path, config: Gemma3Config) -> di
         places[name] = place = _place(name, prefixes)
         _check_tensor(reader, folder, name, place, shape)
     _check_depth(reader, config, prefixes)
+    _report_unread(reader, folder, config, places)
     return places
 
 
@@ -359,3 +365,24 @@ def _check_depth(reader: TensorReader, config: Gemma3Config, prefixes: dict[str,
                     where=reader.file(name).name,
                     hint="`config.json` and weights are of different models",
                 )
+
+
+def _report_unread(
+    reader: TensorReader, folder: Path, config: Gemma3Config, places: dict[str, str]
+) -> None:
+    """Warn of tensors that have no place in the network: what they did will be missing.
+
+    Not of a tied `lm_head`, of computed tables, nor of a vision part that is not asked for.
+    """
+    ignored = () if config.vision else (*TOWER_PREFIXES, *PROJECTOR_PREFIXES)
+    known = set(places.values())
+    unread = sorted(
+        name
+        for name in reader
+        if name not in known and not name.startswith(ignored) and not name.endswith(REDUNDANT)
+    )
+    if unread:
+        names = ", ".join(f"`{name}`" for name in unread[:3]) + (", …" if len(unread) > 3 else "")
+        log.warning(
+            "%s: not read, as Gemma 3 has no such weights: %s (%d)", folder.name, names, len(unread)
+        )

@@ -83,8 +83,15 @@ def read_pattern(text: dict[str, Any], where: Path | str) -> Any:
     kinds, pattern = text.get("layer_types"), text.get("sliding_window_pattern")
     if not kinds:
         return 6 if pattern is None else pattern
+    if isinstance(kinds, list) and len(kinds) != text.get("num_hidden_layers"):
+        raise CheckpointError(
+            f"`num_hidden_layers` is {text.get('num_hidden_layers')}, but `layer_types` has "
+            f"{len(kinds)} entries",
+            where=where,
+            hint="take `config.json` from the original",
+        )
     every = kinds.index(FULL) + 1 if FULL in kinds else len(kinds) + 1
-    if kinds != _kinds(every, len(kinds)) or len(kinds) != text.get("num_hidden_layers"):
+    if kinds != _kinds(every, len(kinds)):
         raise CheckpointError(
             "`layer_types` is not one global layer after a fixed number of window layers",
             where=where,

@@ -10,6 +10,7 @@ import json
 import math
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
 from jaxtyping import Float
@@ -126,13 +127,24 @@ def save_adapter(
     )
 
 
+def read_settings(folder: Path) -> dict[str, Any]:
+    """What an adapter's configuration says. Raises CheckpointError where it cannot be read."""
+    try:
+        raw = json.loads((folder / CONFIG).read_bytes())
+    except (FileNotFoundError, ValueError) as error:
+        raise CheckpointError(
+            f"no readable `{CONFIG}`: {error}", where=folder, hint="fetch the adapter again"
+        ) from error
+    if not isinstance(raw, dict):
+        raise CheckpointError(
+            f"`{CONFIG}` is not a JSON object", where=folder, hint="fetch the adapter again"
+        )
+    return raw
+
+
 def load_adapter(model: Gemma3, folder: Path) -> Gemma3:
     """Put a PEFT adapter on a model. Raises CheckpointError for kinds that we do not have."""
-    file = folder / CONFIG
-    try:
-        raw = json.loads(file.read_bytes())
-    except (FileNotFoundError, ValueError) as error:
-        raise CheckpointError(f"no readable `{CONFIG}`: {error}", where=folder) from error
+    file, raw = folder / CONFIG, read_settings(folder)
     _refuse_unsupported(raw, file)
     ours = {hf.rpartition(".")[2]: name.rpartition(".")[2] for name, hf in LAYER_NAMES.items()}
     wanted = raw["target_modules"]

@@ -32,6 +32,7 @@ DTYPE_NAMES = {
 }
 SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
 MAX_SHARD_BYTES = 5_000_000_000
+LFS_POINTER = b"version https://git-lfs"
 
 
 @dataclass(frozen=True)
@@ -63,7 +64,7 @@ class TensorReader:
                 raise CheckpointError(
                     f"not a whole safetensors file ({error})",
                     where=file.name,
-                    hint="the file is cut short or damaged; fetch or write it again",
+                    hint=_why_unreadable(file),
                 ) from error
             except OSError as error:
                 raise from_os_error(error) from error
@@ -85,9 +86,17 @@ class TensorReader:
             )
         try:
             shards = sorted(set(json.loads(index.read_bytes())["weight_map"].values()))
-        except (ValueError, KeyError, AttributeError) as error:
-            raise CheckpointError("the shard index is not readable", where=index) from error
+        except (ValueError, KeyError, AttributeError, TypeError) as error:
+            raise CheckpointError(
+                "the shard index is not readable", where=index, hint="fetch the file again"
+            ) from error
         for shard in shards:
+            if Path(shard).name != shard:
+                raise CheckpointError(
+                    f"the shard index names `{shard}`, which is no file of this directory",
+                    where=index,
+                    hint="fetch the index again, from a source that you trust",
+                )
             if not (folder / shard).is_file():
                 raise CheckpointError(
                     f"shard `{shard}` is named in the index but missing",
@@ -111,6 +120,10 @@ class TensorReader:
     def dtype(self, name: str) -> str:
         """The dtype as safetensors writes it, such as `BF16`."""
         return self._places[name][1].get_slice(name).get_dtype()
+
+    def stored_as(self, name: str) -> str:
+        """How the file holds the numbers, for a reader to be shown."""
+        return self.dtype(name)
 
     def read(self, name: str, rows: slice | None = None) -> Tensor:
         """A tensor, or these rows of it."""
@@ -224,3 +237,11 @@ def write_shards(folder: Path, specs: list[TensorSpec], tensors: Iterable[Tensor
     for file, shard in shards.items():
         write_tensors(folder / file, shard, (next(stream) for _ in shard))
     write_index(folder, shards)
+
+
+def _why_unreadable(file: Path) -> str:
+    with file.open("rb") as opened:
+        start = opened.read(len(LFS_POINTER))
+    if start == LFS_POINTER:
+        return "this is a pointer of Git LFS in place of the file: `git lfs pull` fetches it"
+    return "the file is cut short or damaged; fetch or write it again"
