@@ -7,8 +7,9 @@ import re
 import pytest
 
 from singalaut.contracts import Completion, Usage
-from singalaut.errors import RecipeError
+from singalaut.errors import RecipeError, RequestError
 from singalaut.evals.criteria import _total
+from singalaut.evals.output import oddity_shares
 from singalaut.evals.pairwise import read_verdict
 from singalaut.evals.tasks import JudgePrompts
 from singalaut.evals.template import Template
@@ -71,7 +72,9 @@ def cell(results):
 
 
 def run(bench, judge, **settings):
-    options = {"judge_answers": judge, "judge": {**JUDGE, **settings}, "tasks": ("chat",)}
+    options = {"judge_answers": judge, "tasks": ("chat",)}
+    options["protocol"] = settings.pop("protocol", {})
+    options["judge"] = {**JUDGE, **settings}
     return bench.run({"m": answer}, **options)
 
 
@@ -108,15 +111,20 @@ def test_a_judge_that_prefers_a_place_gives_ties(bench, chat):
         ("[[A]] atau [[B]]", "judge_contradictory"),
     ],
 )
-def test_verdicts_that_cannot_be_read_are_no_verdicts(bench, chat, verdict, counter):
+def test_verdicts_that_cannot_be_read_are_no_verdicts(bench, chat, verdict, counter, caplog):
     said = iter(range(100))
 
     def sometimes(prompt: str) -> str:
         next(said)
         return verdict if "tanya 2" in prompt else fair(prompt)
 
-    found = cell(run(bench, sometimes))
+    with caplog.at_level("WARNING", "singalaut"):
+        results = run(bench, sometimes)
+    found = cell(results)
     assert found["judge_counts"] == {counter: 4}
+    assert f"4 × {counter.removeprefix('judge_')}" in caplog.text
+    shares = oddity_shares(results["models"]["m"])
+    assert shares[f"of judgements: {counter.removeprefix('judge_')}"] == pytest.approx(1 / 3)
     assert found["score"] == 100  # the conversation without verdicts is left out
     assert found["published_rule"] == pytest.approx(50)  # there it is lost
     row = bench.rows("m", "chat.id")[2]["runs"][0]
@@ -136,7 +144,9 @@ def test_a_judge_that_fails_is_counted(bench, chat, sampler):
                     yield done
 
     bench.sampler = Failing
-    results = run(bench, fair)
+    with pytest.raises(RequestError, match="1 of 12 requests to `judge judge` failed: 1 × 429"):
+        run(bench, fair)
+    results = run(bench, fair, protocol={"allowed_failures": 0.1})
     found = cell(results)
     assert found["judge_counts"] == {"judge_failed": 1}
     assert results["models"]["m"]["judge"]["failures"] == {"429": 1}
@@ -160,6 +170,8 @@ def test_the_cost_is_estimated_before_the_first_request(bench, chat):
     with pytest.raises(RecipeError, match="the judge may cost") as caught:
         run(bench, fair, answer_price=1000.0, highest_cost=1.0)
     assert caught.value.where == "judge.highest_cost"
+    with pytest.raises(RecipeError, match="but no price"):
+        run(bench, fair, highest_cost=1.0)
     assert bench.opened == []
     assert cell(run(bench, fair, answer_price=1.0, highest_cost=1.0))["score"] == 50
 

@@ -205,8 +205,8 @@ def test_what_may_pass_is_repeated_and_counted(serve, trouble, counter):
             "HTTP 422: Unprocessable entity",
         ),
         ((500, {"error": "broken"}, {}), "HTTP 500: broken"),
-        ((200, {"choices": []}, {}), "an answer without ValueError choices"),
-        ((200, {"choices": [{}]}, {}), "an answer without KeyError 'text'"),
+        ((200, {"choices": []}, {}), "not an answer of this protocol (no 'choices')"),
+        ((200, {"choices": [{}]}, {}), "not an answer of this protocol (no 'text')"),
     ],
     ids=["400", "422", "500", "none", "empty"],
 )

@@ -47,8 +47,14 @@ def results(evaluation: Path) -> str:
     lines = []
     for name, model in found["models"].items():
         shares = oddity_shares(model)
-        told = (f"{100 * shares.get(odd, 0.0):.1f} % {odd.replace('_', ' ')}" for odd in ODDITIES)
+        odds = [*ODDITIES, *(["failed"] if "failed" in shares else [])]
+        told = (f"{100 * shares.get(odd, 0.0):.1f} % {odd.replace('_', ' ')}" for odd in odds)
         lines.append(f"{name}: {', '.join(told)}")
+        lines += [
+            f"{name}: {100 * share:.1f} % {odd.replace('_', ' ')}"
+            for odd, share in shares.items()
+            if odd.startswith("of judgements")
+        ]
     return "\n".join([table(rows), legend, *lines])
 
 

@@ -10,11 +10,11 @@ from typing import Any
 
 from singalaut.artifact import Work
 from singalaut.contracts import Sampler
-from singalaut.errors import DataError, RequestError
+from singalaut.errors import DataError
 from singalaut.evals.aggregate import summarise
 from singalaut.evals.config import EvaluateConfig
 from singalaut.evals.examples import read_cell
-from singalaut.evals.gather import Gatherer, failure_summary
+from singalaut.evals.gather import Gatherer, check_failures
 from singalaut.evals.output import oddity_shares, write_results
 from singalaut.evals.outside import Outsiders
 from singalaut.evals.pack import load_pack
@@ -66,7 +66,9 @@ def run_evaluate(
     loaded = load_pack(pack, profile, data)
     cells = read_cells(loaded, config)
     kept = Store(store)
-    outsiders = Outsiders(cells, kept, seed, config.judge, judge, metricx)
+    outsiders = Outsiders(
+        *(cells, kept, seed, config.judge, judge, metricx), config.protocol.allowed_failures
+    )
     outsiders.estimate(len(subjects), len(seeds_of(config, profile, seed)))
     models, timings = {}, {}
     for name, subject in subjects.items():
@@ -82,7 +84,7 @@ def run_evaluate(
         answered = answer_all(gatherer, protocol, cells, work, score)
         statistics, requests = gatherer.statistics(), gatherer.about()
         gatherer.close()
-        _check_failures(name, gatherer, config)
+        check_failures(name, gatherer, config.protocol.allowed_failures)
         outsiders.score(name, answered, rules, work)
         models[name] = _sum_up(answered, loaded, cells, config, seed)
         models[name]["identity"] = subject.identity
@@ -151,18 +153,6 @@ def _sum_up(
     )
     failed = {a.cell.name: len(a.failed) for a in answered.everything}
     return model_results(scored, summary, failed)
-
-
-def _check_failures(name: str, gatherer: Gatherer, config: EvaluateConfig) -> None:
-    failed = sum(gatherer.failures.values())
-    asked = gatherer.timing.asked + gatherer.timing.replayed
-    if failed > config.protocol.allowed_failures * asked:
-        raise RequestError(
-            f"{failed} of {asked} requests to `{name}` failed: "
-            f"{failure_summary(gatherer.failures)}",
-            hint="run again: what has been answered is kept; or leave failures out of the scores "
-            "with `--set evaluate.protocol.allowed_failures=0.01`",
-        )
 
 
 def _protocol(config: EvaluateConfig, profile: Profile, seed: int) -> dict[str, Any]:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import gc
 import logging
+import math
 import queue
 import threading
 import time
@@ -246,6 +247,20 @@ def clean(text: str) -> str:
     except UnicodeEncodeError:
         return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
     return text
+
+
+def check_failures(name: str, gatherer: Gatherer, allowed: float) -> None:
+    """Raise RequestError if a larger share than `allowed` of what was asked got no answer."""
+    failed = sum(gatherer.failures.values())
+    asked = gatherer.timing.asked + gatherer.timing.replayed
+    if failed > allowed * asked:
+        enough = math.ceil(100 * failed / asked) / 100
+        raise RequestError(
+            f"{failed} of {asked} requests to `{name}` failed: "
+            f"{failure_summary(gatherer.failures)}",
+            hint="run again: what has been answered is kept; or leave failures out of the scores "
+            f"with `--set evaluate.protocol.allowed_failures={enough:g}`",
+        )
 
 
 def failure_summary(failures: Mapping[str, int]) -> str:

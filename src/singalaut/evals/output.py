@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import json
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -110,6 +111,12 @@ def oddity_shares(model: Mapping[str, Any]) -> dict[str, float]:
             shares[name] = count / max(answered, 1)
     if failed := sum(cell["failed"] for cell in cells):
         shares["failed"] = failed / (answered + failed)
+    judgements = sum(cell.get("judgements", 0) for cell in cells)
+    judged = Counter[str]()
+    for cell in cells:
+        judged.update(cell.get("judge_counts", {}))
+    for name, count in judged.items():
+        shares[f"of judgements: {name.removeprefix('judge_')}"] = count / max(judgements, 1)
     disagreements = sum(cell["disagreements"] * cell["answered"] for cell in cells)
     return shares | {"read differently with care": disagreements / max(answered, 1)}
 

@@ -18,7 +18,7 @@ from singalaut.errors import RecipeError
 from singalaut.evals.config import JudgeConfig
 from singalaut.evals.criteria import criteria_questions, judge_criteria
 from singalaut.evals.extraction import text_extractor
-from singalaut.evals.gather import Ask, Gatherer
+from singalaut.evals.gather import Ask, Gatherer, check_failures
 from singalaut.evals.pairwise import Question, judge_pairs, pair_questions
 from singalaut.evals.runner import Answered, write_rows
 from singalaut.evals.schedule import CellAnswers, PromptSeeds
@@ -46,9 +46,11 @@ class Outsiders:
         judge_config: JudgeConfig | None,
         judge: Subject | None,
         metricx: Path | None,
+        allowed_failures: float = 0.0,
     ):
         self.cells, self.store, self.seed = cells, store, seed
         self.config, self.judge, self.metricx = judge_config, judge, metricx
+        self.allowed_failures = allowed_failures
         self._about: dict[str, dict[str, Any]] = {}
         for cell in cells:
             if cell.task.kind in JUDGED and judge is None:
@@ -83,11 +85,19 @@ class Outsiders:
         calls, prompt = calls * models * runs, prompt * models * runs
         answer = calls * config.max_tokens
         cost = (prompt * config.prompt_price + answer * config.answer_price) / 1e6
+        priced = config.prompt_price or config.answer_price
         log.info(
-            "judge %s: %d requests, at most %.1f M tokens of prompts and %.1f M of answers, "
-            "cost at most %.2f; what is in the store is not asked again",
-            *(config.model, calls, prompt / 1e6, answer / 1e6, cost),
+            "judge %s: %s requests, at most %s tokens of prompts and %s of answers, %s; what is in "
+            "the store is not asked again",
+            *(config.model, f"{calls:,}", f"{prompt:,}", f"{answer:,}"),
+            f"cost at most {cost:,.2f}" if priced else "cost unknown (no prices are set)",
         )
+        if config.highest_cost is not None and not priced:
+            raise RecipeError(
+                "a highest cost is set, but no price",
+                where="judge.highest_cost",
+                hint="set `judge.prompt_price` and `judge.answer_price`, per million tokens",
+            )
         if config.highest_cost is not None and cost > config.highest_cost:
             raise RecipeError(
                 f"the judge may cost {cost:.2f}, more than the {config.highest_cost:.2f} allowed",
@@ -165,6 +175,7 @@ class Outsiders:
         gatherer.ask(gatherer.replay(list(asks.values()), take), take, f"judge {name}")
         requests = gatherer.about()
         gatherer.close()
+        check_failures(gatherer.name, gatherer, self.allowed_failures)
         self._about[name] = {
             "identity": self.judge.identity,
             "asked": gatherer.timing.asked,
@@ -193,3 +204,13 @@ def _add_counts(scored: Scored, outside: Outside) -> None:
         return
     missing = Counter({name: count for name, count in outside.counts.items() if count})
     scored.facts["judge_counts"] = dict(missing)
+    told = ", ".join(
+        f"{count} × {name.removeprefix('judge_').replace('_', ' ')}"
+        for name, count in missing.most_common()
+        if name != "judge_orders_disagree"
+    )
+    if told:
+        log.warning(
+            "%s: of %d judgements some cannot be used: %s",
+            *(scored.cell.name, outside.facts["judgements"], told),
+        )

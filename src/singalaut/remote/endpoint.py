@@ -212,7 +212,10 @@ class EndpointSampler:
             completions = self._wire.completions(request, found)
         except (KeyError, TypeError, ValueError, IndexError) as error:
             self._troubles["malformed"] += 1
-            return self._give_up(request, f"an answer without {type(error).__name__} {error}")
+            what = (
+                f"no {error}" if isinstance(error, KeyError) else f"{type(error).__name__}: {error}"
+            )
+            return self._give_up(request, f"not an answer of this protocol ({what})")
         self._given_up_in_a_row = 0
         self._counts["answers"] += len(completions)
         for completion in completions:
@@ -263,7 +266,8 @@ class EndpointSampler:
             found = json.loads(response.content)
         except ValueError:
             self._troubles["not_json"] += 1
-            return _Trouble(error_text(status, response.text), passing=True)
+            page = error_text(status, response.text)
+            return _Trouble(f"not JSON, is this the right address? {page}", passing=True)
         if not isinstance(found, dict):
             self._troubles["malformed"] += 1
             return _Trouble("an answer that is no object", passing=True)

@@ -73,7 +73,7 @@ class Wire:
         total = int(given.get("completion_tokens") or 0)
         choices = found["choices"]
         if not choices:
-            raise ValueError("choices")
+            raise KeyError("choices")
         made = []
         for place, choice in enumerate(choices):
             text = choice["message"]["content"] if "message" in choice else choice["text"]
