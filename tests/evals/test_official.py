@@ -10,6 +10,8 @@ import pytest
 import yaml
 
 from singalaut.errors import DataError
+from singalaut.evals.config import EvaluateConfig
+from singalaut.evals.evaluate import read_cells
 from singalaut.evals.examples import read_cell
 from singalaut.evals.official import is_official, our_code
 from singalaut.evals.pack import load_pack
@@ -181,6 +183,14 @@ def test_prompts_and_rows_may_lie_apart(official, tmp_path):
         read_cell(task, task.languages["id"])
     found = load_pack(official, data=[apart]).tasks[1].languages["id"].data
     assert found == apart / "seahelm_tasks" / "rows.jsonl"
+
+
+def test_tasks_whose_rows_are_not_here_are_told_of(official, caplog):
+    (official / "data" / "seahelm_tasks" / "rows.jsonl").unlink()
+    with caplog.at_level("WARNING", "singalaut"):
+        cells = read_cells(load_pack(official), EvaluateConfig(extras=True))
+    assert [cell.task.name for cell in cells] == ["pragmatic-single"]
+    assert "rows are not here: sentiment (1 language);" in caplog.text
 
 
 @pytest.mark.parametrize(

@@ -203,6 +203,8 @@ def tasks(
             print(f"=== {entry['task']}.{entry['language']}")
             for role, text in entry["conversation"]:
                 print(f"--- {role}\n{text}")
+            if not entry["conversation"]:
+                print(entry["problems"])
     else:
         names = ("task", "language", "metric", "rows", "counted", "chance", "licence", "problems")
         shown = [{name: entry[name] for name in names} for entry in entries]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -120,6 +121,12 @@ def read_cells(pack: Pack, config: EvaluateConfig) -> list[Cell]:
             "no task has rows here",
             where=pack.name,
             hint="give the folder that has them with `--data`, or fetch them: `eval fetch`",
+        )
+    absent = Counter(task.name for task, spec in chosen if spec.data is None)
+    if absent:
+        log.warning(
+            "not asked, as their rows are not here: %s; `eval fetch` fetches what the hub has",
+            ", ".join(f"{name} ({n} language{'s' * (n > 1)})" for name, n in absent.items()),
         )
     cells = [read_cell(task, spec, config.limit, shots) for task, spec in there]
     bare = [cell.name for cell in cells if cell.language.examples is None] if shots else []
