@@ -61,8 +61,17 @@ class MachineError(SingalautError):
     exit_code = 1
 
 
+class PathError(MachineError):
+    """A path that leads nowhere: refused by the machine, but to be corrected by the user."""
+
+    exit_code = 2
+
+
 def from_os_error(error: OSError) -> MachineError:
-    """Say what the operating system refused, and what to do about it."""
+    """Say what the operating system refused, and what to do about it.
+
+    A path that leads nowhere is the user's mistake, anything else the machine's.
+    """
     import errno
 
     where = error.filename
@@ -77,5 +86,8 @@ def from_os_error(error: OSError) -> MachineError:
             "permission denied", where=where, hint="choose a folder that you may write to"
         )
     if error.errno == errno.ENOENT:
-        return MachineError("no such file or directory", where=where, hint="check the path")
+        return PathError("no such file or directory", where=where, hint="check the path")
+    if error.errno in (errno.EISDIR, errno.ENOTDIR):
+        needed = "a file" if error.errno == errno.EISDIR else "a directory"
+        return PathError(f"{needed} is needed here", where=where, hint="check the path")
     return MachineError(error.strerror or str(error), where=where)

@@ -12,6 +12,7 @@ import time
 import pytest
 
 from singalaut.cli.main import explain
+from singalaut.errors import from_os_error
 
 COMMAND = [sys.executable, "-m", "singalaut"]
 
@@ -117,7 +118,7 @@ def test_the_end_of_another_process_is_told(text, monkeypatch):
 def test_output_folder_that_cannot_be_written_is_told(cli, recipe_file, tmp_path):
     (tmp_path / "runs").write_text("a file where the folder should be")
     result = cli("run", "tiny.toml")
-    assert result.exit_code == 1 and result.stderr.count("error: ") == 1
+    assert result.exit_code == 2 and result.stderr.count("error: ") == 1
     assert "runs" in result.stderr
 
 
@@ -151,3 +152,12 @@ def test_reader_that_goes_away_is_no_error(recipe_file):
     process.stderr.close()
     process.wait(timeout=20)
     assert message == b""
+
+
+def test_a_path_that_leads_nowhere_is_a_mistake_of_the_input(tmp_path):
+    for path, wanted in ((tmp_path / "none.gguf", "no such file"), (tmp_path, "a file is needed")):
+        with pytest.raises(OSError) as caught:
+            path.read_bytes()
+        error = from_os_error(caught.value)
+        assert wanted in error.what and error.exit_code == 2
+    assert from_os_error(OSError(errno.ENOSPC, "full")).exit_code == 1

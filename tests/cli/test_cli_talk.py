@@ -36,6 +36,22 @@ def test_one_prompt_is_streamed(capsys):
     assert capsys.readouterr().out == "HALO\n"
 
 
+@pytest.mark.parametrize("as_json", [False, True])
+def test_a_prompt_that_cannot_be_answered_costs_no_other_answer(as_json, capsys):
+    class Refuser(Shouter):
+        def sample(self, requests):
+            yield Completion("0", 0, (), "", "error", Usage(0, 0), error="too long")
+            yield from super().sample(requests[1:])
+
+    with pytest.raises(RequestError, match="1 of 2 prompts were not answered; number 1: too long"):
+        talk.answer(Refuser(), ["one", "two"], SamplingParams(), as_json=as_json)
+    lines = capsys.readouterr().out.strip().split("\n")
+    if as_json:
+        assert [json.loads(line).get("error") for line in lines] == ["too long", None]
+    else:
+        assert lines == ["> two", "TWO"]
+
+
 def test_several_prompts_are_printed_in_order(capsys):
     talk.answer(Shouter(), ["one", "two"], SamplingParams(), as_json=False)
     assert capsys.readouterr().out == "> one\nONE\n\n> two\nTWO\n\n"

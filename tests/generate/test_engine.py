@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import math
 import re
+import threading
 from collections import Counter
 from dataclasses import replace
 
@@ -219,3 +220,19 @@ def test_filters_keep_what_they_say(top_k, top_p, min_p):
         mass += probabilities[i].item()
     assert drawn <= set(kept)
     assert math.isclose(probabilities.sum().item(), 1, abs_tol=1e-5)
+
+
+def test_a_reader_that_leaves_before_the_first_step_ends_what_waits(engine):
+    """A refusal is told before anything is computed; those behind it have not begun by then."""
+    stream = engine.sample(
+        [
+            Request([Message("user", "a" * 4000)], greedy(4)),
+            Request([Message("user", "b")], greedy(4)),
+        ]
+    )
+    assert "the model's context is" in next(stream).error
+    worker = threading.Thread(target=stream.close, daemon=True)
+    worker.start()
+    worker.join(timeout=60)
+    assert not worker.is_alive(), "it waits for ever"
+    assert [done.finish_reason for done in ask(engine, Request([2, 300], greedy(2)))] == ["length"]

@@ -152,20 +152,31 @@ async def _stream(sampler: Sampler, request: Request, pieces: list[str]) -> None
 def _print_all(
     sampler: Sampler, requests: Sequence[Request], prompts: Sequence[str], as_json: bool
 ) -> None:
-    """Print each answer as soon as it and those before it are there."""
+    """Print each answer as soon as it and those before it are there.
+
+    Raises: RequestError after the last one, if there were prompts that could not be answered.
+    """
     from singalaut.errors import RequestError
 
     waiting: dict[str, Completion] = {}
     printed = 0
+    failed: list[tuple[int, str]] = []
     for completion in sampler.sample(requests):
         waiting[completion.request_id] = completion
         while str(printed) in waiting:
             answer = waiting.pop(str(printed))
             if answer.error is not None:
-                raise RequestError(answer.error)
-            print(_line(prompts[printed], answer) if as_json else _block(prompts[printed], answer))
-            sys.stdout.flush()
+                failed.append((printed, answer.error))
+            if as_json or answer.error is None:
+                write = _line if as_json else _block
+                print(write(prompts[printed], answer), flush=True)
             printed += 1
+    if failed:
+        number, first = failed[0]
+        raise RequestError(
+            f"{len(failed)} of {len(prompts)} prompts were not answered; "
+            f"number {number + 1}: {first}"
+        )
 
 
 def _block(prompt: str, answer: Completion) -> str:
@@ -182,6 +193,8 @@ def _line(prompt: str, answer: Completion) -> str:
         "prompt_tokens": answer.usage.prompt_tokens,
         "completion_tokens": answer.usage.completion_tokens,
     }
+    if answer.error is not None:
+        values["error"] = answer.error
     return json.dumps(values, ensure_ascii=False)
 
 

@@ -69,7 +69,8 @@ class Core:
     @property
     def is_busy(self) -> bool:
         scheduler = self.scheduler
-        return bool(scheduler.running or scheduler.num_waiting or self._pending)
+        left = scheduler.running or scheduler.num_waiting or scheduler.is_watching
+        return bool(left or self._pending)
 
     def add(self, answer: Answer) -> None:
         if answer.finish is None:  # else it was cancelled before it came

@@ -57,6 +57,11 @@ class Scheduler:
     def num_waiting(self) -> int:
         return len(self._waiting)
 
+    @property
+    def is_watching(self) -> bool:
+        """Whether an answer may have to end early, even one that was cancelled before it came."""
+        return bool(self._watched)
+
     def __iter__(self) -> Iterator[Answer]:
         yield from self.running
         yield from (answer for _, _, answer in self._waiting)

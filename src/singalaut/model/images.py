@@ -99,8 +99,8 @@ def read_image(source: bytes | str | Path) -> Any:
             where=where,
             hint="JPEG, PNG, WebP, GIF, BMP, TIFF, PPM, JPEG 2000 and AVIF can be read",
         ) from None
-    except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
-        raise _too_large(str(error), where) from None
+    except (Image.DecompressionBombError, Image.DecompressionBombWarning):
+        raise _too_large("the image has far too many pixels", where) from None
     except MemoryError:
         raise
     except Exception as error:  # decoders fail in many ways on damaged files
@@ -146,7 +146,7 @@ def _check(image: Any, where: str) -> None:
     """Refuse, from the header alone, what is too large, moves, or has no 8 or 16 bits."""
     width, height = image.size
     if width * height > MAX_PIXELS:
-        raise _too_large(f"the image has {width} × {height} pixels", where)
+        raise _too_large(f"the image has {width:,} × {height:,} pixels", where)
     if image.format != "MPO" and getattr(image, "is_animated", False):
         raise DataError(
             f"the file holds several images ({image.format}: an animation or pages)",
@@ -163,7 +163,7 @@ def _check(image: Any, where: str) -> None:
 
 def _too_large(what: str, where: str) -> DataError:
     return DataError(
-        f"{what}; at most {MAX_PIXELS} are decoded",
+        f"{what}; at most {MAX_PIXELS:,} are decoded",
         where=where,
         hint="make it smaller: the model sees less than a million pixels anyway",
     )
