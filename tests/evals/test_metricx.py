@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import shutil
 
 import pytest
 
@@ -113,11 +114,26 @@ def test_scores_are_kept_and_equal_texts_read_once(checkpoint, tmp_path, monkeyp
     assert again.score(TRIPLES) == first[:5]
 
 
-def test_other_directories_are_refused(tmp_path):
+@pytest.mark.parametrize(
+    "config",
+    ["{}", "[]", '{"model_type": "gemma3_text"}', '{"model_type": "mt5", "vocab_size": 9}'],
+)
+def test_other_directories_are_refused(tmp_path, config):
     (tmp_path / "x").mkdir()
-    (tmp_path / "x" / "config.json").write_text("{}")
+    (tmp_path / "x" / "config.json").write_text(config)
     with pytest.raises(CheckpointError, match="no MetricX checkpoint"):
         MetricX(tmp_path / "x", Store(tmp_path / "s.sqlite")).score(TRIPLES)
+
+
+def test_missing_weights_are_never_made_up(checkpoint, tmp_path):
+    from safetensors.torch import load_file, save_file
+
+    folder = shutil.copytree(checkpoint, tmp_path / "cut")
+    weights = load_file(folder / "model.safetensors")
+    del weights["decoder.final_layer_norm.weight"]
+    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(CheckpointError, match="1 weights are missing"):
+        MetricX(folder, Store(tmp_path / "s.sqlite")).score(TRIPLES)
 
 
 def test_translations_are_scored_by_it_and_chrf_stands_beside(checkpoint, tmp_path, pack, sampler):

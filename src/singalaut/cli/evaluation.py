@@ -269,7 +269,10 @@ def fetch(
     from singalaut.evals.hub import fetch_rows
 
     _, cells = _pack(pack, [], profile, task, language, extras=extras)
-    print(table(fetch_rows(cells, output)))
+    rows = fetch_rows(cells, output)
+    print(table(rows))
+    if rows and all(str(row["state"]).startswith("not fetched") for row in rows):
+        raise typer.Exit(1)
 
 
 def _pack(

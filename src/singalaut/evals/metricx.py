@@ -9,6 +9,7 @@ Source: Juraska et al. 2024, arXiv 2410.03983; github.com/google-research/metric
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -86,10 +87,11 @@ class MetricX:
             raise MachineError(
                 "MetricX needs the package `transformers`", hint="pip install 'singalaut[metricx]'"
             ) from None
+        check_checkpoint(self.directory)
         try:
             self._tokenizer = AutoTokenizer.from_pretrained(self.directory)
-            model = MT5ForConditionalGeneration.from_pretrained(
-                self.directory, dtype="auto", use_safetensors=True
+            model, loading = MT5ForConditionalGeneration.from_pretrained(
+                self.directory, dtype="auto", use_safetensors=True, output_loading_info=True
             )
         except (OSError, ValueError, KeyError) as error:
             raise CheckpointError(
@@ -97,13 +99,33 @@ class MetricX:
                 where=self.directory,
                 hint="the directory needs config.json, safetensors weights and mT5's tokenizer",
             ) from error
-        if model.config.vocab_size <= SCORE_TOKEN:
+        if missing := sorted(loading["missing_keys"]):
             raise CheckpointError(
-                f"the vocabulary of {model.config.vocab_size} lacks the token {SCORE_TOKEN}",
+                f"{len(missing)} weights are missing, the first: `{missing[0]}`",
                 where=self.directory,
-                hint="MetricX-24 is built on mT5",
+                hint="the checkpoint is incomplete; fetch it again",
             )
         self._model = model.eval().to("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def check_checkpoint(directory: Path) -> None:
+    """Raise CheckpointError unless `config.json` is that of an mT5 with the score's token."""
+    file = directory / "config.json"
+    try:
+        config = json.loads(file.read_bytes())
+        kind, size = config.get("model_type"), config.get("vocab_size", 0)
+    except (OSError, ValueError, AttributeError) as error:
+        raise CheckpointError(
+            f"this is no MetricX checkpoint: {error}",
+            where=file,
+            hint="the directory needs config.json, safetensors weights and mT5's tokenizer",
+        ) from error
+    if kind != "mt5" or not isinstance(size, int) or size <= SCORE_TOKEN:
+        raise CheckpointError(
+            f"this is no MetricX checkpoint: `model_type` {kind}, a vocabulary of {size}",
+            where=file,
+            hint=f"MetricX-24 is an mT5, whose vocabulary has the token {SCORE_TOKEN}",
+        )
 
 
 def regress(model: Any, ids: Any, mask: Any) -> Any:

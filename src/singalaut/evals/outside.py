@@ -19,6 +19,7 @@ from singalaut.evals.config import JudgeConfig
 from singalaut.evals.criteria import criteria_questions, judge_criteria
 from singalaut.evals.extraction import text_extractor
 from singalaut.evals.gather import Ask, Gatherer, check_failures
+from singalaut.evals.metricx import check_checkpoint
 from singalaut.evals.pairwise import Question, judge_pairs, pair_questions
 from singalaut.evals.runner import Answered, write_rows
 from singalaut.evals.schedule import CellAnswers, PromptSeeds
@@ -59,6 +60,8 @@ class Outsiders:
             log.warning("none of these tasks needs the judge")
         if metricx is not None and not any("metricx" in cell.task.metrics for cell in cells):
             log.warning("none of these tasks is scored by MetricX")
+        elif metricx is not None:
+            check_checkpoint(metricx)  # before the work
 
     def waits_for(self, cell: Cell) -> bool:
         """Whether a cell cannot be scored before others have been heard."""
