@@ -350,7 +350,8 @@ def test_inspection_of_both_files(files):
     from singalaut.checkpoint.inspect import inspect
 
     text, projector = inspect(files / "m.gguf"), inspect(files / "mmproj-m.gguf")
-    assert text["projector_file"] == "mmproj-m.gguf" and "vision_parameters" not in text
+    assert text["projector_file"] == "mmproj-m.gguf"
+    assert text["vision_parameters"] == projector["vision_parameters"] > 0
     assert text["tokenizer"]["rows_beyond_vocabulary"] == 0 and text["tokenizer"]["bos_agrees"]
     assert projector["tokens_per_image"] == 4 and projector["text_hidden_size"] == 256
     assert projector["projector_parameters"] == 64 * 257

@@ -45,6 +45,7 @@ COMMAND = [sys.executable, "-m", "singalaut"]
         ("merge nothing:0.5 base:0.5", "there is no model `nothing`"),
         ("eval --model nothing", "there is no model `nothing`"),
         ("generate --model nothing hello", "there is no model `nothing`"),
+        ("generate --model nothing --pan-and-scan hello", "but none is given"),
         ("convert no.gguf out", "no.gguf"),
         ("convert base out --step 3", "there is no checkpoint of a training run"),
         ("inspect nothing", "there is no model `nothing`"),

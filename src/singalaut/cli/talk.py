@@ -64,6 +64,10 @@ def generate(
         prompts = [line.strip() for line in sys.stdin if line.strip()]
     if not prompts:
         raise RequestError("no prompt is given", hint='as in `singalaut generate --model M "…"`')
+    if pan_and_scan and not image:
+        raise RequestError(
+            "`--pan-and-scan` is about images, but none is given", hint="--image FILE"
+        )
     sampling = SamplingParams(max_tokens=max_tokens, temperature=temperature, seed=seed)
     ways = {"pan_and_scan": pan_and_scan, "weights": weights, "tensor_parallel": tensor_parallel}
     sampler = _open(model, min(len(prompts), LARGEST_BATCH), **ways)

@@ -90,9 +90,10 @@ class MetricX:
         check_checkpoint(self.directory)
         try:
             self._tokenizer = AutoTokenizer.from_pretrained(self.directory)
-            model, loading = MT5ForConditionalGeneration.from_pretrained(
+            loaded: Any = MT5ForConditionalGeneration.from_pretrained(
                 self.directory, dtype="auto", use_safetensors=True, output_loading_info=True
             )
+            model, loading = loaded
         except (OSError, ValueError, KeyError) as error:
             raise CheckpointError(
                 f"this is no MetricX checkpoint: {str(error).splitlines()[0]}",
