@@ -457,6 +457,9 @@ def test_the_label_of_highest_logprob_is_chosen(tmp_path, pack, tiny_model):
     class Scorer:
         identity = "scorer"
 
+        def sleep(self):
+            pass
+
         def sample(self, requests):
             for request in requests:
                 asked.append(request)
@@ -516,6 +519,9 @@ def test_base_models_read_plain_text_with_examples(tmp_path, pack, tiny_model):
 
     class Echo:
         identity = "base"
+
+        def sleep(self):
+            pass
 
         def sample(self, requests):
             for request in requests:
