@@ -141,14 +141,17 @@ def apo_estimate(
 def trainer_memory(
     config: SftConfig | ApoConfig, shape: Gemma3Config, row_tokens: int, processes: int
 ) -> dict[str, int]:
-    """Bytes of a device by part, as in `memory_plan`, for the settings of a stage."""
+    """Bytes of a device by part, as in `memory_plan`, for the settings of a stage.
+
+    At least as many processes are counted as its replicas and neighbours need.
+    """
     return memory_plan(
         shape,
         row_tokens,
         precision=config.precision,
         keep=config.keep,
         learned=None if config.adapter is None else adapter_weights(shape, config.adapter),
-        processes=processes,
+        processes=max(processes, config.replicas * config.tensor_parallel),
         rule=config.optimizer,
         moments=config.moments,
         has_average=isinstance(config, SftConfig) and config.ema is not None,
