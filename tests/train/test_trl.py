@@ -32,9 +32,11 @@ def conversations(count: int, longest: int, vocabulary: int) -> Rows:
     return rows
 
 
-def our_curve(folder: Path, rows: Rows, rate: float, precision: str) -> list[float]:
+def our_curve(
+    folder: Path, rows: Rows, rate: float, precision: str, device: str = "cpu"
+) -> list[float]:
     dtype = torch.float32 if precision == "float32" else torch.bfloat16
-    model = load_model(folder, dtype, "cpu").train().requires_grad_()
+    model = load_model(folder, dtype, device).train().requires_grad_()
     optimizer = adamw(model, rate, 0.0, precision, seed=0)
     losses = []
     for step in range(STEPS):
@@ -47,7 +49,9 @@ def our_curve(folder: Path, rows: Rows, rate: float, precision: str) -> list[flo
     return losses
 
 
-def trl_curve(folder: Path, rows: Rows, rate: float, precision: str, work: Path) -> list[float]:
+def trl_curve(
+    folder: Path, rows: Rows, rate: float, precision: str, work: Path, device: str = "cpu"
+) -> list[float]:
     from datasets import Dataset
     from transformers import AutoModelForCausalLM
 
@@ -69,7 +73,7 @@ def trl_curve(folder: Path, rows: Rows, rate: float, precision: str, work: Path)
         logging_nan_inf_filter=False,
         save_strategy="no",
         report_to=[],
-        use_cpu=True,
+        use_cpu=device == "cpu",
         bf16=precision != "float32",
         gradient_checkpointing=False,
         train_sampling_strategy="sequential",

@@ -30,7 +30,7 @@ from singalaut.model.gemma3 import Gemma3
 from singalaut.rl.config import RlConfig
 from singalaut.rl.rollouts import Rollout, Rollouts
 from singalaut.rl.team import ALONE, Team
-from singalaut.train.step import descend
+from singalaut.train.step import descend, join_gradients
 
 
 @dataclass(frozen=True)
@@ -174,7 +174,8 @@ def policy_step(
     *totals, learned_tokens, loss_sum = team.world.total(torch.from_numpy(sums).to(device)).tolist()
     largest = team.largest(torch.tensor(largest, device=device)).item()
     team.sum_gradients([p for group in optimizer.param_groups for p in group["params"]])
-    norm, _ = descend(optimizer, learning_rate, config.max_gradient_norm, loss_sum, team.cut)
+    joined = join_gradients(optimizer, team.cut)
+    norm, _ = descend(optimizer, learning_rate, config.max_gradient_norm, loss_sum, joined)
     means = [total / max(1, learned_tokens) for total in totals]
     return PolicyMeters(
         loss_sum,

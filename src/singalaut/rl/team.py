@@ -8,7 +8,7 @@ answers; then all learn from all of them, each from its rows. Weights are the sa
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from datetime import timedelta
 from typing import Any, TypeVar
@@ -16,10 +16,9 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor, nn
 
-from singalaut.train.parallel import World, join_world
+from singalaut.train.parallel import World, add_up, join_world
 
 Item = TypeVar("Item")
-BUCKET = 1 << 24  # gradients summed in one go
 LONGEST_WAIT = timedelta(days=1)  # for a process whose answers take longer than the others'
 
 
@@ -68,15 +67,10 @@ class Team:
         return [decode(parts[n % self.size][n // self.size]) for n in range(total)]
 
     def sum_gradients(self, parameters: Sequence[nn.Parameter]) -> None:
-        """Add up the gradients of whole weights, in float32; cut ones have been added already."""
+        """Add up the gradients of whole weights; cut ones have been added already."""
         if self.size == 1 or self.sharded:
             return
-        for bucket in _buckets([p for p in parameters if p.grad is not None]):
-            gradients = [p.grad for p in bucket if p.grad is not None]
-            flat = self.world.total(torch.cat([g.float().flatten() for g in gradients]))
-            parts = flat.split([gradient.numel() for gradient in gradients])
-            for gradient, part in zip(gradients, parts, strict=True):
-                gradient.copy_(part.view_as(gradient))
+        add_up([p.grad for p in parameters if p.grad is not None], self.world)
 
     def largest(self, value: Tensor) -> Tensor:
         """The largest over all processes, in place."""
@@ -106,16 +100,3 @@ def form_team(sharded: bool) -> Team:
         return Team(world)
     talk = torch.distributed.new_group(backend="gloo", timeout=LONGEST_WAIT)
     return Team(world, sharded, talk)
-
-
-def _buckets(parameters: Sequence[nn.Parameter]) -> Iterator[list[nn.Parameter]]:
-    bucket: list[nn.Parameter] = []
-    numbers = 0
-    for parameter in parameters:
-        bucket.append(parameter)
-        numbers += parameter.numel()
-        if numbers >= BUCKET:
-            yield bucket
-            bucket, numbers = [], 0
-    if bucket:
-        yield bucket

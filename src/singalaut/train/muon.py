@@ -114,7 +114,7 @@ class Muon(AdamW):
         """This process's rows of O(update) of each matrix."""
         world, side = self._world, alike[0].group["side"]
         updates = [pending.update for pending in alike]
-        if world.size == 1:
+        if world.is_uncut:
             return [orthogonal(updates[0], self._products)]
         rows, columns = alike[0].parameter.shape
         mine = gathered(updates, rows, world)

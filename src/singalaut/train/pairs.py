@@ -20,7 +20,7 @@ from singalaut.loss.logprobs import token_logprobs
 from singalaut.model.attention import Packed
 from singalaut.model.gemma3 import Gemma3
 from singalaut.train.parallel import World
-from singalaut.train.step import ALONE, descend
+from singalaut.train.step import ALONE, descend, join_gradients
 
 # numbers measured of each pair
 MEASURED = ("loss", "chosen_reward", "rejected_reward", "chosen_logprob", "rejected_logprob")
@@ -89,7 +89,8 @@ def pair_step(
 
     table = _measure(model, rows, answers, reference, loss, world, learn)
     mean = float(table[:, 0].mean())
-    norm, taken = descend(optimizer, learning_rate, max_gradient_norm, mean, world)
+    joined = join_gradients(optimizer, world)
+    norm, taken = descend(optimizer, learning_rate, max_gradient_norm, mean, joined)
     return PairStep(table, norm, sum(row.tokens.numel() for row in rows), taken)
 
 

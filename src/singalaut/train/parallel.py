@@ -2,7 +2,8 @@
 
 `torchrun` starts one process a GPU (or several on a CPU, over gloo). Weights, gradients and moments
 are cut along their first side, layer by layer (FSDP2: each layer is put together just before it
-runs). With `replicas`, they are cut among fewer processes, and groups of these hold the same. With
+runs). With `replicas`, they are cut among fewer processes, and groups of these hold the same; with
+as many replicas as processes nothing is cut, and gradients are added up after the last pass. With
 `tensor_parallel`, as many neighbours compute one pass together (`tensor_parallel.py`); embedding
 and head are then cut among all. With one process nothing here does anything, and the code around it
 is the same. Source: arXiv 2304.11277.
@@ -11,7 +12,8 @@ is the same. Source: arXiv 2304.11277.
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from datetime import timedelta
 from typing import Any
@@ -23,6 +25,7 @@ from singalaut.errors import MachineError
 from singalaut.model.gemma3 import Gemma3
 
 TIMEOUT = timedelta(minutes=10)  # of a process that the others wait for
+BUCKET = 1 << 26  # numbers that are added up at once
 
 
 @dataclass(frozen=True)
@@ -65,6 +68,11 @@ class World:
     def parts(self) -> int:
         """Processes among whom a layer's weights are cut, neighbours aside."""
         return self.size // self.replicas // self.tensor
+
+    @property
+    def is_uncut(self) -> bool:
+        """Whether every process holds all weights."""
+        return self.parts == self.tensor == 1
 
     @property
     def part_group(self) -> Any:
@@ -154,11 +162,12 @@ def _meshes(device: torch.device, size: int, replicas: int, tensor: int) -> tupl
 def shard(model: Gemma3, world: World) -> Gemma3:
     """Cut the weights among the processes: each layer by itself, then what is around them.
 
-    Gradients are summed in float32 whatever the weights are. Layers of a small model stay together
-    from the forward to the backward pass, which saves half of the traffic. A vision part, which is
-    frozen, is left whole: not all processes have pictures in a step.
+    Gradients are summed in float32 whatever the weights are; those of two processes as they are,
+    since one sum is rounded once in either way. Layers of a small model stay together from the
+    forward to the backward pass, which saves half of the traffic. A vision part, which is frozen,
+    is left whole: not all processes have pictures in a step.
     """
-    if world.size == 1:
+    if world.is_uncut:
         return model
     from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 
@@ -166,7 +175,7 @@ def shard(model: Gemma3, world: World) -> Gemma3:
         from singalaut.train.tensor_parallel import split_layers
 
         split_layers(model, world)
-    policy = MixedPrecisionPolicy(reduce_dtype=torch.float32)
+    policy = MixedPrecisionPolicy(reduce_dtype=None if world.size == 2 else torch.float32)
     parts = not is_small(sum(p.numel() * p.element_size() for p in model.parameters()), world)
     for layer in model.layers:
         fully_shard(layer, mesh=world.layers_mesh, mp_policy=policy, reshard_after_forward=parts)
@@ -225,18 +234,47 @@ def whole(tensor: Any) -> Tensor:
 
 
 @torch.no_grad()
+def add_up(tensors: Sequence[Tensor], world: World, factor: float = 1.0) -> None:
+    """Sums over all processes, times `factor`, in place; float32 where roundings would add up."""
+    from torch.distributed.distributed_c10d import _coalescing_manager
+
+    is_grouped = world.device.type == "cuda"  # which gloo knows nothing of
+    for bucket in _buckets(tensors):
+        sent = bucket if world.size == 2 else [tensor.float() for tensor in bucket]
+        with _coalescing_manager(device=world.device) if is_grouped else nullcontext():
+            for tensor in sent:
+                torch.distributed.all_reduce(tensor)
+        if factor != 1:
+            torch._foreach_mul_(sent, factor)
+        if world.size > 2:
+            torch._foreach_copy_(bucket, sent)
+
+
+def _buckets(tensors: Sequence[Tensor]) -> Iterator[list[Tensor]]:
+    """In order, of one dtype, and so many at once that copies of them take little memory."""
+    bucket: list[Tensor] = []
+    for tensor in tensors:
+        full = sum(each.numel() for each in bucket) >= BUCKET
+        if bucket and (full or tensor.dtype != bucket[0].dtype):
+            yield bucket
+            bucket = []
+        bucket.append(tensor)
+    if bucket:
+        yield bucket
+
+
+@torch.no_grad()
 def gradient_norm(groups: Sequence[dict[str, Any]], world: World) -> Tensor:
     """The norm of all gradients, over all processes, in float32; `groups` are an optimiser's.
 
     A group's `copies` are the processes that hold the same part of its parameters; one if not said.
     """
-    wide = torch.float32
-    squares = [
-        torch.linalg.vector_norm(local(p.grad), dtype=wide).square() / group.get("copies", 1)
-        for group in groups
-        for p in group["params"]
-        if p.grad is not None
-    ]
+    squares = []
+    for group in groups:
+        gradients = [local(p.grad) for p in group["params"] if p.grad is not None]
+        if gradients:
+            norms = torch.stack(torch._foreach_norm(gradients, 2, torch.float32))
+            squares.append(norms.square().sum() / group.get("copies", 1))
     return world.everywhere(torch.stack(squares).sum()).sqrt()
 
 

@@ -14,7 +14,7 @@ from singalaut.data.batches import Micro
 from singalaut.loss.sft import sft_loss
 from singalaut.model.attention import Packed
 from singalaut.model.gemma3 import Gemma3
-from singalaut.train.parallel import World, gradient_norm, scale_gradients
+from singalaut.train.parallel import World, add_up, gradient_norm, scale_gradients
 from singalaut.train.pictures import embed_pictures
 from singalaut.train.tensor_parallel import share_gradients
 
@@ -62,11 +62,21 @@ def train_step(
         mean, losses = _loss(model, micro, images, max(1, learned) / world.data_size)
         mean.backward()
         tally.add(micro, losses)
+    norm = join_gradients(optimizer, world)  # before the host waits for losses
     table = tally.table(world)
     loss = float(table[..., 0].sum() / max(1, learned))
-    length, taken = descend(optimizer, learning_rate, max_gradient_norm, loss, world, spike)
+    length, taken = descend(optimizer, learning_rate, max_gradient_norm, loss, norm, spike)
     tokens = sum(micro.tokens.numel() for micro in micros)
     return Meters(loss, length, tokens, learned, table, taken)
+
+
+def join_gradients(optimizer: torch.optim.Optimizer, world: World = ALONE) -> Tensor:
+    """Level the gradients of all processes out, where that is left to do; the norm of all."""
+    if world.size > 1 and world.is_uncut:
+        parameters = [p for group in optimizer.param_groups for p in group["params"]]
+        add_up([p.grad for p in parameters if p.grad is not None], world, 1 / world.size)
+    share_gradients(optimizer.param_groups, world)
+    return gradient_norm(optimizer.param_groups, world)
 
 
 def descend(
@@ -74,7 +84,7 @@ def descend(
     learning_rate: float,
     max_gradient_norm: float,
     loss: float,
-    world: World = ALONE,
+    norm: Tensor,
     spike: float | None = None,
 ) -> tuple[float, bool]:
     """Step along the gradients that are there, clipped; their norm, and whether it was done.
@@ -82,8 +92,6 @@ def descend(
     Nothing is changed where `loss` or the norm are not finite, or the norm is above `spike`.
     """
     parameters = [p for group in optimizer.param_groups for p in group["params"]]
-    share_gradients(optimizer.param_groups, world)
-    norm = gradient_norm(optimizer.param_groups, world)
     length = norm.item()
     taken = math.isfinite(loss) and math.isfinite(length) and (spike is None or length <= spike)
     if taken:
