@@ -9,7 +9,7 @@ from singalaut.checkpoint.convert import convert
 from singalaut.checkpoint.inspect import inspect
 from singalaut.errors import CheckpointError, RecipeError
 from singalaut.model.gguf import GgufFile
-from singalaut.model.hf import load_model, stored_dtype
+from singalaut.model.hf import load_model, save_model, stored_dtype
 from singalaut.text.tokenizer import Tokenizer
 
 
@@ -20,6 +20,19 @@ def test_a_directory_in_another_dtype(tiny_model, tmp_path):
     found = load_model(tmp_path / "half", torch.bfloat16).state_dict()
     assert all(torch.equal(found[name], wanted[name]) for name in wanted)
     assert Tokenizer.load(tmp_path / "half").identity == Tokenizer.load(tiny_model).identity
+
+
+def test_numbers_that_are_not_finite_are_named(tiny_model, tmp_path, caplog):
+    model = load_model(tiny_model, torch.float32)
+    save_model(model, tmp_path / "whole", torch.float32)
+    convert(tmp_path / "whole", tmp_path / "same", dtype="float32")
+    assert "finite" not in caplog.text
+    with torch.no_grad():
+        model.layers[0].mlp.up.weight[3, 4] = float("nan")
+        model.layers[1].mlp.up.weight[0, 0] = float("inf")
+    save_model(model, tmp_path / "broken", torch.float32)
+    convert(tmp_path / "broken", tmp_path / "new", dtype="float32")
+    assert "not all numbers are finite in `layers.0.mlp.up.weight`, … (2)" in caplog.text
 
 
 @pytest.mark.parametrize(

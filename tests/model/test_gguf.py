@@ -129,6 +129,15 @@ def test_missing_and_misshapen_tensors_are_named(tmp_path):
         check_shapes(file, replace(CONFIG, num_layers=7))
 
 
+def test_tensors_that_nothing_reads_are_named(tmp_path, caplog):
+    write_model(tmp_path / "m.gguf")
+    file = GgufFile(tmp_path / "m.gguf")
+    check_shapes(file, CONFIG)
+    assert not caplog.text
+    check_shapes(file, replace(CONFIG, num_layers=5))
+    assert "not read, as Gemma 3 has no such weights: `blk.5.attn_k.weight`, … (13)" in caplog.text
+
+
 @settings(max_examples=60, deadline=None)
 @given(share=st.floats(0, 0.999))
 def test_a_file_cut_anywhere_is_refused(share, tmp_path_factory):

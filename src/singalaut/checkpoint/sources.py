@@ -7,7 +7,7 @@ file. What is made of it is `convert.py`'s business.
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
@@ -52,14 +52,28 @@ class Source:
 
     def weights(self, config: Gemma3Config, dtype: torch.dtype) -> Iterator[Tensor]:
         """The parameters of `config`, ours or a part of it, in the order of `parameter_shapes`."""
-        for name in parameter_shapes(config):
-            yield self.read(name, dtype)
+        return self._read_all(parameter_shapes(config), dtype)
 
     def vision_weights(self, dtype: torch.dtype) -> Iterator[Tensor]:
         """The parameters of the vision part, in the order of `vision_shapes`."""
-        for name in parameter_shapes(self.config):
-            if name.startswith(VISION):
-                yield self.read(name, dtype)
+        names = [name for name in parameter_shapes(self.config) if name.startswith(VISION)]
+        return self._read_all(names, dtype)
+
+    def _read_all(self, names: Iterable[str], dtype: torch.dtype) -> Iterator[Tensor]:
+        """Parameters one by one; says at the end in which of them a number is not finite."""
+        broken = []
+        try:
+            for name in names:
+                weight = self.read(name, dtype)
+                if not weight.sum(dtype=torch.float32).isfinite():
+                    broken.append(name)
+                yield weight
+        finally:  # who takes all of them need not ask for one more
+            if broken:
+                log.warning(
+                    "%s: not all numbers are finite in `%s`%s (%d): the model cannot work",
+                    self.name, broken[0], ", …" if broken[1:] else "", len(broken),
+                )  # fmt: skip
 
 
 @contextmanager

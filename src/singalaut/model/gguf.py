@@ -7,6 +7,7 @@ pattern, the 27B's query scale) follows llama.cpp.
 
 from __future__ import annotations
 
+import logging
 import math
 import mmap
 import struct
@@ -21,6 +22,8 @@ from torch import Tensor
 from singalaut.errors import CheckpointError
 from singalaut.model.config import Gemma3Config
 from singalaut.model.hf import parameter_shapes
+
+log = logging.getLogger("singalaut")
 
 TOP_NAMES = {"embedding": "token_embd", "final_norm": "output_norm"}
 LAYER_NAMES = {
@@ -269,8 +272,18 @@ def config_from_gguf(file: GgufFile) -> Gemma3Config:
 
 
 def check_shapes(file: GgufFile, config: Gemma3Config) -> None:
-    """Raise CheckpointError unless every parameter of the text model is there as it should be."""
-    for name, shape in parameter_shapes(replace(config, vision=None)).items():
+    """Raise CheckpointError unless every parameter of the text model is there as it should be.
+
+    Warns of tensors that have no place in the network: what they did will be missing.
+    """
+    shapes = parameter_shapes(replace(config, vision=None))
+    if unread := sorted(set(file.tensors) - set(map(gguf_name, shapes))):
+        more = ", …" if unread[1:] else ""
+        log.warning(
+            "%s: not read, as Gemma 3 has no such weights: `%s`%s (%d)",
+            file.path.name, unread[0], more, len(unread),
+        )  # fmt: skip
+    for name, shape in shapes.items():
         tensor = file.tensors.get(gguf_name(name))
         if tensor is None:
             raise CheckpointError(

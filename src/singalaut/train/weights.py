@@ -62,6 +62,8 @@ def trainable(
 ) -> Gemma3:
     """The network with what is to be learned, cut among the processes; a vision part is frozen."""
     dtype = torch.float32 if config.precision == "float32" else torch.bfloat16
+    if dtype == torch.bfloat16 and world.device.type == "cpu" and not _multiplies_bfloat16():
+        log.warning('this processor is slow with bfloat16: `precision = "float32"` takes less time')
     network = load_model(model, dtype, world.device).train()
     eos_ids = network.config.eos_ids
     if end_of_turn not in eos_ids:
@@ -79,6 +81,12 @@ def trainable(
     if config.compile:
         compile_layers(network)
     return shard(network, world)
+
+
+def _multiplies_bfloat16() -> bool:
+    """Whether the processor has fast products of bfloat16, as far as PyTorch's library can tell."""
+    known = getattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported", None)
+    return known is None or bool(known())
 
 
 def check_device(
