@@ -43,6 +43,7 @@ evaluate_every = 3
 save_every = 2
 learning_rate = 1e-4
 refill = 1
+replay = {{ data = [{{ path = "talk.jsonl" }}], rows = 3 }}
 {more}
 """
 AHEAD = """overlap = true
@@ -59,6 +60,11 @@ CLOSE = 1e-6
 def folder(tmp_path_factory):
     folder = tmp_path_factory.mktemp("together")
     (folder / "short_answers.py").write_text(REWARD)
+    with (folder / "talk.jsonl").open("w") as out:
+        for number in range(9):
+            turns = [("user", f"{number}?"), ("assistant", "yes" * (1 + number))]
+            rows = [{"role": role, "content": text} for role, text in turns]
+            out.write(json.dumps({"messages": rows}) + "\n")
     with (folder / "prompts.jsonl").open("w") as out:
         for number in range(12):
             row = {
@@ -100,7 +106,15 @@ def result(made: Path):
 def same(one, other, close=CLOSE):
     """Figures, log-probabilities, rewards and weights are close, tokens as they are."""
     exact = ("step", "tokens", "learned_tokens", "next_place", "mean_length", "flat_groups")
-    near = ("loss", "gradient_norm", "entropy", "reward", "held_out_reward", "pass_at_1")
+    near = (
+        "loss",
+        "gradient_norm",
+        "entropy",
+        "reward",
+        "held_out_reward",
+        "pass_at_1",
+        "replay_loss",
+    )
     assert len(one[0]) == len(other[0])
     for a, b in zip(one[0], other[0], strict=True):
         assert a.keys() == b.keys()

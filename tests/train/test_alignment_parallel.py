@@ -32,6 +32,11 @@ validate_every = 2
 """
 
 
+ADAPTER = """adapter = { rank = 4 }
+replay = { data = [{ path = "talk.jsonl" }], rows = 3, weight = 0.5 }
+"""
+
+
 def run(folder, model, processes, more):
     output = f"out-{processes}"
     recipe = folder / f"{output}.toml"
@@ -49,16 +54,25 @@ def run(folder, model, processes, more):
         return lines, {name: reader.read(name).clone() for name in reader}
 
 
-@pytest.mark.parametrize("more", ["", "adapter = { rank = 4 }"], ids=["all", "adapter"])
+@pytest.mark.parametrize("more", ["", ADAPTER], ids=["all", "adapter"])
 def test_two_processes_align_as_one(more, tmp_path, tiny_model):
     with (tmp_path / "rows.jsonl").open("w") as out:
         for n in range(11):
             answers = {"chosen": f"It is {2 * n}.", "rejected": "I do not know" + "!" * n}
             out.write(json.dumps({"prompt": f"{n} plus {n}?", **answers}) + "\n")
+    turns = [{"role": "user", "content": "1?"}, {"role": "assistant", "content": "one"}]
+    (tmp_path / "talk.jsonl").write_text((json.dumps({"messages": turns}) + "\n") * 2)
     one, two = (run(tmp_path, tiny_model, processes, more) for processes in (1, 2))
     assert len(one[0]) == len(two[0]) == 4 + 3
     for a, b in zip(one[0], two[0], strict=True):
-        for key in ("loss", "margin", "gradient_norm", "validation_loss", "validation_margin"):
+        for key in (
+            "loss",
+            "margin",
+            "gradient_norm",
+            "validation_loss",
+            "validation_margin",
+            "replay_loss",
+        ):
             assert (key in a) == (key in b)
             if key in a:
                 assert a[key] == pytest.approx(b[key], rel=1e-4, abs=2e-5), key

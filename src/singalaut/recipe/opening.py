@@ -48,9 +48,11 @@ def model_path(stage: PlannedStage, plan: Plan, label: str) -> Path:
     return path if stage.config.inputs()[label] in plan.models else path / "model"
 
 
-def source_paths(stage: PlannedStage, sources: Sequence[DataSource]) -> list[Path | None]:
+def source_paths(
+    stage: PlannedStage, sources: Sequence[DataSource], label: str = "data"
+) -> list[Path | None]:
     """Where each source of rows lies; None for those of the hub."""
-    labels = [f"data.{i}" for i in range(len(sources))]
+    labels = [f"{label}.{i}" for i in range(len(sources))]
     return [stage.inputs[label].path if label in stage.inputs else None for label in labels]
 
 

@@ -27,7 +27,7 @@ from singalaut.recipe.opening import (
 from singalaut.recipe.plan import Plan, PlannedStage
 from singalaut.rl.config import RlConfig
 from singalaut.select.config import SelectConfig, SelectPairsConfig
-from singalaut.train.config import ApoConfig, SftConfig
+from singalaut.train.config import ApoConfig, ReplayConfig, SftConfig
 
 if TYPE_CHECKING:
     from singalaut.contracts import Message
@@ -209,7 +209,12 @@ def _apo(stage: PlannedStage, plan: Plan, work: Work) -> None:
         seed=plan.recipe.seed,
         reference=model_path(stage, plan, "reference") if "reference" in stage.inputs else None,
         asked=_asked(stage, plan),
+        replayed=_replayed(stage, stage.config.replay),
     )
+
+
+def _replayed(stage: PlannedStage, replay: ReplayConfig | None) -> list[Path | None]:
+    return [] if replay is None else source_paths(stage, replay.data, "replay")
 
 
 def _rl(stage: PlannedStage, plan: Plan, work: Work) -> None:
@@ -255,6 +260,7 @@ def _rl(stage: PlannedStage, plan: Plan, work: Work) -> None:
             work=work,
             seed=seed,
             questions=_questions(stage),
+            replayed=_replayed(stage, config.replay),
             content=" ".join([stage.inputs["model"].key, *reward.sources()]),
             store=home() / "rl" / "difficulty.sqlite",
         )

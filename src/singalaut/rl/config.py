@@ -9,7 +9,7 @@ from pydantic import Field, ValidationError, field_validator, model_validator
 from singalaut.remote.config import EndpointConfig
 from singalaut.rewards.config import PromptSource, RewardConfig
 from singalaut.settings import Settings, StageSettings
-from singalaut.train.config import AdapterConfig
+from singalaut.train.config import REPLAY_PATHS, AdapterConfig, ReplayConfig
 from singalaut.watch.config import WatchConfig
 
 
@@ -143,6 +143,7 @@ class RlConfig(StageSettings):
         "save_every": True,
         "watch": True,
         "engine": WHERE,
+        "replay": REPLAY_PATHS,
     }
 
     kind: Literal["rl"] = "rl"
@@ -177,6 +178,8 @@ class RlConfig(StageSettings):
     """Weight of the distance to the starting model; 0 keeps no reference."""
     kl_kind: Literal["k1", "k2", "k3"] = "k3"
     """How that distance is estimated."""
+    replay: ReplayConfig | None = None
+    """Conversations that are learned again in every update."""
     importance_cap: float = Field(2.0, gt=0)
     """Ratio of trainer's to engine's probability above which a token's weight is cut."""
     truncated: Literal["keep", "mask", "zero"] = "mask"
@@ -236,4 +239,5 @@ class RlConfig(StageSettings):
 
     def files(self) -> dict[str, str]:
         found = {f"prompts.{i}": s.path for i, s in enumerate(self.prompts) if s.path is not None}
-        return found | self.watch.files()
+        replayed = {} if self.replay is None else self.replay.files()
+        return found | replayed | self.watch.files()

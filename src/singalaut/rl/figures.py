@@ -55,6 +55,8 @@ def figures_of(
             "kl": meters.kl,
             "learned_tokens": meters.tokens,
         }
+        if meters.replay_loss is not None:
+            figures["replay_loss"] = meters.replay_loss
         if not math.isnan(meters.mismatch):
             figures["mismatch"] = meters.mismatch
             figures["largest_mismatch"] = meters.largest_mismatch

@@ -22,6 +22,7 @@ from singalaut.rl.policy import (
 from singalaut.rl.rollouts import Rollouts
 from singalaut.rl.team import ALONE, Team
 from singalaut.train.parallel import put_away, shard
+from singalaut.train.replay import Replay
 
 log = logging.getLogger("singalaut")
 
@@ -34,6 +35,7 @@ def learn(
     rollouts: Rollouts,
     step: int,
     team: Team = ALONE,
+    replay: Replay | None = None,
 ) -> PolicyMeters | None:
     """The updates of a step; None where there was nothing to learn."""
     if not any(is_learned(answer, config) for answer in rollouts.answers):
@@ -42,9 +44,10 @@ def learn(
     if config.updates > 1 or config.kl:
         known = _known(config, network, reference, rollouts, team)
     rate = config.learning_rate * min(1.0, (step + 1) / max(1, config.warmup_steps))
+    again = [] if replay is None else replay.micros(step, config.micro_tokens)
     meters = None
     for _ in range(config.updates):
-        meters = policy_step(network, optimizer, rollouts, config, rate, known, team)
+        meters = policy_step(network, optimizer, rollouts, config, rate, known, team, again)
         if not meters.is_finite:
             log.warning("step %d left out: loss %s", step, meters.loss)
     return meters

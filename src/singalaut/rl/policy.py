@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
+from singalaut.data.batches import Micro
 from singalaut.data.pack import best_fit
 from singalaut.loss.dr_grpo import (
     aggregate,
@@ -30,7 +31,7 @@ from singalaut.model.gemma3 import Gemma3
 from singalaut.rl.config import RlConfig
 from singalaut.rl.rollouts import Rollout, Rollouts
 from singalaut.rl.team import ALONE, Team
-from singalaut.train.step import descend, join_gradients
+from singalaut.train.step import accumulate, descend, join_gradients
 
 
 @dataclass(frozen=True)
@@ -55,6 +56,7 @@ class PolicyMeters:
     largest_mismatch: float
     kl: float
     tokens: int
+    replay_loss: float | None = None
 
     @property
     def is_finite(self) -> bool:
@@ -121,11 +123,13 @@ def policy_step(
     learning_rate: float,
     known: Mapping[int, Known] | None = None,
     team: Team = ALONE,
+    again: Sequence[Micro] = (),
 ) -> PolicyMeters:
     """Accumulate the gradients of all answers of a step over all processes, clip, update.
 
     `known` has what was computed before a first update; without it, the probabilities of now are
-    the old ones. Where loss or gradient are not finite, nothing is changed.
+    the old ones. `again` is what `config.replay` adds. Where loss or gradient are not finite,
+    nothing is changed.
     """
     answers = rollouts.answers
     learned = [is_learned(answer, config) for answer in answers]
@@ -173,6 +177,10 @@ def policy_step(
     device = team.world.device
     *totals, learned_tokens, loss_sum = team.world.total(torch.from_numpy(sums).to(device)).tolist()
     largest = team.largest(torch.tensor(largest, device=device)).item()
+    replay_loss = None
+    if again and config.replay is not None:
+        tally = accumulate(model, again, team.world, config.replay.weight, team.cut.size)
+        replay_loss = tally.mean(team.world)
     team.sum_gradients([p for group in optimizer.param_groups for p in group["params"]])
     joined = join_gradients(optimizer, team.cut)
     norm, _ = descend(optimizer, learning_rate, config.max_gradient_norm, loss_sum, joined)
@@ -187,6 +195,7 @@ def policy_step(
         largest if config.temperature == 1 else math.nan,
         means[4],
         int(learned_tokens),
+        replay_loss,
     )
 
 

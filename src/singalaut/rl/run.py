@@ -35,6 +35,7 @@ from singalaut.train.checkpoint import Checkpoints
 from singalaut.train.estimate import tell_expected
 from singalaut.train.meters import memory_gib
 from singalaut.train.optim import adamw
+from singalaut.train.replay import open_replay
 from singalaut.train.watching import Asked, watch_stage
 from singalaut.train.weights import stop_asked, trainable, write_model
 
@@ -55,18 +56,21 @@ def run_rl(
     content: str = "",
     store: Path | None = None,
     questions: Sequence[Sequence[Message]] = (),
+    replayed: Sequence[Path | None] = (),
 ) -> None:
     """Let `model` learn from its own answers to `tasks`; a rerun goes on from the last checkpoint.
 
     `engine_over` makes an engine over the weights of a network. `content` identifies model and
     reward where rewards are kept from run to run, in the file `store`; `questions` are answered now
-    and then, too. Writes `rollouts/`, `model/`, with an adapter `adapter/`, and the page
+    and then, too; `replayed` has the file or folder of each source that is learned again. Writes
+    `rollouts/`, `model/`, with an adapter `adapter/`, and the page
     `report/report.html`. Raises: DataError where nothing can be learned for too long;
     SystemExit 0, with a checkpoint, on SIGTERM.
     """
     team = form_team(config.sharded)
     network = trainable(config, model, end_of_turn, seed, team.cut)
     reference = reference_of(config, model, team)
+    replay = open_replay(config.replay, model, replayed, seed)
     optimizer = adamw(network, config.learning_rate, 0.0, config.precision, derive(seed, "adamw"))
     voice = voice_of(config, network, model, engine_over, team)
     trial_store = store or work.scratch / "difficulty.sqlite"
@@ -103,7 +107,7 @@ def run_rl(
             if config.overlap and step + 1 < config.steps:
                 ahead.begin(step + 1, place)
             begin = time.monotonic()
-            meters = learn(config, network, reference, optimizer, rollouts, step, team)
+            meters = learn(config, network, reference, optimizer, rollouts, step, team, replay)
             learned = time.monotonic()
             ahead.wait()  # before the checkpoint, which has not the weights they come from
             seconds = rollouts.seconds | {"learn": learned - begin}

@@ -35,6 +35,7 @@ from singalaut.train.optim import open_optimizer, scheduled_rate
 from singalaut.train.pairs import MEASURED, PairLosses, PairStep, measure_pairs, pair_step
 from singalaut.train.parallel import World, join_world, shard
 from singalaut.train.reference import reference_table
+from singalaut.train.replay import Replay, open_replay
 from singalaut.train.watching import Asked, watch_stage
 from singalaut.train.weights import check_device, stop_asked, trainable, write_model
 
@@ -51,12 +52,14 @@ def run_apo(
     seed: int,
     reference: Path | None = None,
     asked: Asked | None = None,
+    replayed: Sequence[Path | None] = (),
 ) -> None:
     """Align `model` with the pairs of `data`; a rerun goes on from the last checkpoint.
 
     `data` has the file or folder of each source, None for those of the hub. `reference` is the
     model that the loss compares with, `model` at its start where None. `asked` has questions that
-    the model answers now and then.
+    the model answers now and then; `replayed` has the file or folder of each source that is learned
+    again.
 
     Writes `model/` (merged, in the dtype of the input), with an adapter `adapter/`,
     `report/pairs.json` and the page `report/report.html`.
@@ -64,7 +67,7 @@ def run_apo(
     checkpoint, on SIGTERM.
     """
     world = join_world(config.replicas, config.tensor_parallel)
-    material = _open_material(config, model, data, work, seed, world)
+    material = _open_material(config, model, data, replayed, work, seed, world)
     pairs, steps = material.pairs, material.steps
     network = trainable(config, model, pairs.about["end_of_turn"], seed, world)
     check_device(network, config, model, world, max(config.micro_tokens, 2 * config.max_tokens))
@@ -146,6 +149,7 @@ def _learn(
         config.final_learning_rate,
     )
     rows = pack_pairs(material.pairs, chosen, config.micro_tokens)
+    replay = material.replay
     found = pair_step(
         network,
         optimizer,
@@ -156,6 +160,8 @@ def _learn(
         rate,
         config.max_gradient_norm,
         world,
+        [] if replay is None else replay.micros(step, config.micro_tokens),
+        1.0 if replay is None else replay.config.weight,
     )
     meters = _meters(found.table, material.pairs, chosen)
     if world.is_first:
@@ -168,6 +174,7 @@ def _learn(
             gradient_norm=found.gradient_norm,
             learning_rate=rate,
             tokens=found.tokens,
+            **({} if found.replay_loss is None else {"replay_loss": found.replay_loss}),
             **step_figures(network.config, lengths, seconds, world, adapted),
             **({} if found.taken else {"left_out": True}),
         )
@@ -184,10 +191,17 @@ class _Material:
     answers: np.ndarray
     steps: int
     used: np.ndarray
+    replay: Replay | None
 
 
 def _open_material(
-    config: ApoConfig, model: Path, data: Sequence[Path | None], work: Work, seed: int, world: World
+    config: ApoConfig,
+    model: Path,
+    data: Sequence[Path | None],
+    replayed: Sequence[Path | None],
+    work: Work,
+    seed: int,
+    world: World,
 ) -> _Material:
     folder = work.scratch / "pairs"
     longest = min(config.max_tokens, read_config(model).max_positions)
@@ -210,7 +224,8 @@ def _open_material(
         _tell(report, len(held_out))
         _check_policy(data, model)
     work.facts["pairs"] = {key: report[key] for key in ("pairs", "sources", "refused", "lengths")}
-    return _Material(pairs, order, held_out, answers, steps, used)
+    replay = open_replay(config.replay, model, replayed, seed)
+    return _Material(pairs, order, held_out, answers, steps, used, replay)
 
 
 def _lengths(pairs: Pairs, answers: np.ndarray) -> dict[str, dict[str, float]]:

@@ -33,6 +33,27 @@ class AdapterConfig(Settings):
     """Which projections of every layer are adapted."""
 
 
+class ReplayConfig(Settings):
+    """Conversations that are learned again in every step, so that what they taught is kept."""
+
+    data: tuple[DataSource, ...] = Field(min_length=1)
+    """Where they come from: rows as in the stage `sft`."""
+    rows: int = Field(8, ge=1)
+    """Conversations in a step."""
+    weight: float = Field(0.1, gt=0)
+    """Of their mean loss beside the loss of the stage."""
+    max_tokens: int = Field(1024, ge=2)
+    """Longest conversation, in tokens; longer ones are left out and counted."""
+
+    def files(self) -> dict[str, str]:
+        return {
+            label.replace("data", "replay"): path for label, path in source_files(self.data).items()
+        }
+
+
+REPLAY_PATHS = {"data": {"__all__": {"path"}}}
+
+
 class SftConfig(StageSettings):
     """Supervised fine-tuning on the assistant's turns."""
 
@@ -152,6 +173,7 @@ class ApoConfig(StageSettings):
         "reference": True,
         "pairs": True,
         "data": {"__all__": {"path"}},
+        "replay": REPLAY_PATHS,
         "save_every": True,
         "keep_checkpoints": True,
         "watch": True,
@@ -176,6 +198,8 @@ class ApoConfig(StageSettings):
     """How strongly the model is held to the reference; larger values hold it closer."""
     gamma: float | None = Field(None, ge=0)
     """The margin that SimPO wants between the two answers; only for `simpo`, which needs it."""
+    replay: ReplayConfig | None = None
+    """Conversations that are learned again in every step."""
     steps: int | None = Field(None, ge=1)
     """Optimiser steps."""
     epochs: float | None = Field(None, gt=0)
@@ -250,7 +274,8 @@ class ApoConfig(StageSettings):
         return {label: name for label, name in given.items() if name is not None}
 
     def files(self) -> dict[str, str]:
-        return source_files(self.data) | self.watch.files()
+        replayed = {} if self.replay is None else self.replay.files()
+        return source_files(self.data) | replayed | self.watch.files()
 
     def source_of_stage(self) -> DataSource:
         """What the file of a stage that has made pairs is read as."""

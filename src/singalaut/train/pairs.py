@@ -14,13 +14,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from singalaut.data.batches import Micro
 from singalaut.data.pair_batches import PairRow
 from singalaut.loss.apo import PairLogprobs, PairLoss, PairMeters, pair_losses
 from singalaut.loss.logprobs import token_logprobs
 from singalaut.model.attention import Packed
 from singalaut.model.gemma3 import Gemma3
 from singalaut.train.parallel import World
-from singalaut.train.step import ALONE, descend, join_gradients
+from singalaut.train.step import ALONE, accumulate, descend, join_gradients
 
 # numbers measured of each pair
 MEASURED = ("loss", "chosen_reward", "rejected_reward", "chosen_logprob", "rejected_logprob")
@@ -43,6 +44,7 @@ class PairStep:
     gradient_norm: float
     tokens: int
     taken: bool
+    replay_loss: float | None = None
 
     @property
     def loss(self) -> float:
@@ -76,11 +78,14 @@ def pair_step(
     learning_rate: float,
     max_gradient_norm: float,
     world: World = ALONE,
+    again: Sequence[Micro] = (),
+    weight: float = 1.0,
 ) -> PairStep:
     """Descend along the mean loss of the step's pairs; each process takes its share of the rows.
 
     `answers` has the tokens and `reference` the reference's log-probabilities of both answers of
-    each pair, [B, 2]. Where loss or gradient are not finite, nothing is changed.
+    each pair, [B, 2]; conversations of `again` add `weight` × their mean loss. Where loss or
+    gradient are not finite, nothing is changed.
     """
     count = len(answers)
 
@@ -89,9 +94,12 @@ def pair_step(
 
     table = _measure(model, rows, answers, reference, loss, world, learn)
     mean = float(table[:, 0].mean())
+    replay_loss = accumulate(model, again, world, weight).mean(world) if again else None
     joined = join_gradients(optimizer, world)
     norm, taken = descend(optimizer, learning_rate, max_gradient_norm, mean, joined)
-    return PairStep(table, norm, sum(row.tokens.numel() for row in rows), taken)
+    tokens = sum(row.tokens.numel() for row in rows)
+    tokens += sum(micro.tokens.numel() for micro in again)
+    return PairStep(table, norm, tokens, taken, replay_loss)
 
 
 @torch.no_grad()

@@ -54,20 +54,36 @@ def train_step(
     Each process is given all micro-batches and takes its share. Where loss or gradient are not
     finite, or the gradient's norm is above `spike`, nothing is changed.
     """
-    learned = sum(int(micro.mask.sum()) for micro in micros)
-    tally = Tally(micros)
-    own = share(micros, world)
-    for micro, images in zip(own, _images_of(model, own), strict=True):
-        # gradients of the processes are averaged, so each divides by its part of the tokens
-        mean, losses = _loss(model, micro, images, max(1, learned) / world.data_size)
-        mean.backward()
-        tally.add(micro, losses)
+    tally = accumulate(model, micros, world)
     norm = join_gradients(optimizer, world)  # before the host waits for losses
     table = tally.table(world)
+    learned = int(table[..., 1].sum())
     loss = float(table[..., 0].sum() / max(1, learned))
     length, taken = descend(optimizer, learning_rate, max_gradient_norm, loss, norm, spike)
     tokens = sum(micro.tokens.numel() for micro in micros)
     return Meters(loss, length, tokens, learned, table, taken)
+
+
+def accumulate(
+    model: Gemma3,
+    micros: Sequence[Micro],
+    world: World,
+    weight: float = 1.0,
+    averaged: int | None = None,
+) -> Tally:
+    """Add the gradients of `weight` × the mean loss of all processes' micro-batches.
+
+    `averaged` gradients are going to be averaged, those of all shares where None.
+    """
+    learned = max(1, sum(int(micro.mask.sum()) for micro in micros))
+    parts = world.data_size if averaged is None else averaged
+    tally = Tally(micros)
+    own = share(micros, world)
+    for micro, images in zip(own, _images_of(model, own), strict=True):
+        mean, losses = _loss(model, micro, images, learned / parts / weight)
+        mean.backward()
+        tally.add(micro, losses)
+    return tally
 
 
 def join_gradients(optimizer: torch.optim.Optimizer, world: World = ALONE) -> Tensor:
@@ -144,6 +160,11 @@ class Tally:
         counts = np.add.reduceat(mask, ends - np.array(micro.lengths))
         self._places.append(places.repeat(counts))
         self._losses.append(losses.detach())
+
+    def mean(self, world: World) -> float:
+        """The mean loss of a learned token, of all processes."""
+        total, count = self.table(world).sum((0, 1))
+        return float(total / max(1, count))
 
     def table(self, world: World) -> np.ndarray:
         """[sources, languages, 2]: sums of losses and numbers of tokens, of all processes."""

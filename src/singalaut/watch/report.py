@@ -24,6 +24,7 @@ MOST_WARNINGS = 40
 CURVES = {  # of every stage, by the name in its metrics
     "loss": "Loss, nats a learned token",
     "gradient_norm": "Norm of the gradient, before it is cut",
+    "replay_loss": "Loss of what is learned again, nats a learned token",
     "learning_rate": "Learning rate",
     "tokens_per_second": "Tokens a second",
     "mfu": "Share of the device's peak (MFU)",

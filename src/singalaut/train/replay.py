@@ -1,0 +1,55 @@
+"""Conversations that other stages than `sft` learn again, so that what they taught is kept.
+
+A policy that is rewarded for some things forgets others. The gradient of the usual loss on earlier
+rows, added to every step, holds on to them. Source: PPO-ptx of arXiv 2203.02155, with rows of
+fine-tuning instead of pretraining.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from singalaut.contracts import derive
+from singalaut.data.batches import Micro, micro_batches
+from singalaut.data.cache import cached_store
+from singalaut.data.mix import Mixture, mixture
+from singalaut.data.store import Store
+from singalaut.train.config import ReplayConfig
+from singalaut.train.pictures import sight_of
+
+
+@dataclass(frozen=True)
+class Replay:
+    """The rows of a store in the order of a seed: any step can ask for its own."""
+
+    config: ReplayConfig
+    store: Store
+    mixture: Mixture
+
+    def micros(self, step: int, micro_tokens: int) -> list[Micro]:
+        """What is learned again in a step."""
+        first = step * self.config.rows
+        chosen = self.mixture.documents(first, first + self.config.rows)
+        return micro_batches(self.store, chosen, micro_tokens)
+
+
+def open_replay(
+    config: ReplayConfig | None, model: Path, data: Sequence[Path | None], seed: int
+) -> Replay | None:
+    """The rows of `data`, the file or folder of each source, tokenised now or earlier.
+
+    Raises: DataError where nothing is left to learn.
+    """
+    if config is None:
+        return None
+    store = cached_store(config.data, data, model, config.max_tokens, sight_of(model))
+    mixed = mixture(
+        store,
+        derive(seed, "replay"),
+        weights=[source.weight for source in config.data],
+        limits=[source.limit for source in config.data],
+        longest=config.max_tokens,
+    )
+    return Replay(config, store, mixed)
