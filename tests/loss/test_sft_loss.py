@@ -65,9 +65,12 @@ def test_log_probabilities_entropies_and_gradients(rows, chunk, temperature):
     whole = (hidden @ weight.T / temperature).log_softmax(-1)
     wanted = whole.gather(1, targets[:, None])[:, 0]
     expected = torch.autograd.grad(wanted, (hidden, weight), upstream)
-    ours, entropies = token_logprobs(hidden, weight, targets, temperature, chunk)
+    ours, entropies, plain = token_logprobs(hidden, weight, targets, temperature, chunk)
     grads = torch.autograd.grad(ours, (hidden, weight), upstream)
     torch.testing.assert_close(ours, wanted, rtol=1e-5, atol=1e-5)
+    cold = (hidden @ weight.T).log_softmax(-1).gather(1, targets[:, None])[:, 0]
+    torch.testing.assert_close(plain, cold, rtol=1e-5, atol=1e-5)
+    assert not plain.requires_grad
     torch.testing.assert_close(entropies, -(whole.exp() * whole).sum(-1), rtol=1e-4, atol=1e-4)
     for ours_grad, their_grad in zip(grads, expected, strict=True):
         torch.testing.assert_close(ours_grad, their_grad, rtol=1e-4, atol=1e-4)

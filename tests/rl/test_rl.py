@@ -73,7 +73,7 @@ def test_the_gradient_is_that_of_the_formula(tiny_model, micro_tokens):
     config = settings(micro_tokens=micro_tokens, importance_cap=1e9, adapter=None)
     model = load_model(tiny_model).requires_grad_(True)
     given = answers()
-    now, _ = answer_logprobs(model, given, 1.0)
+    now, *_ = answer_logprobs(model, given, 1.0)
     given = [replace(a, logprobs=tuple(p.tolist())) for a, p in zip(given, now, strict=True)]
     total = 0.0
     for answer in given:
@@ -100,6 +100,11 @@ def test_the_gradient_is_that_of_the_formula(tiny_model, micro_tokens):
         torch.testing.assert_close(
             scale * seen["embedding.weight"], 1.01 * wanted[0], rtol=1e-4, atol=1e-6
         )
+
+
+def test_engine_and_trainer_are_compared_at_any_temperature(tmp_path, tiny_model):
+    lines = run(tmp_path, tiny_model, "cool", settings(temperature=0.7, steps=2)).metrics()
+    assert lines and all(line["largest_mismatch"] < 1e-4 for line in lines if "loss" in line)
 
 
 @pytest.mark.parametrize("method", ["grpo", "dapo", "rloo", "gspo", "cispo"])

@@ -68,10 +68,11 @@ class _TokenLogprobs(torch.autograd.Function):
         targets_N: Int[Tensor, " N"],
         temperature: float,
         chunk_rows: int,
-    ) -> tuple[Float[Tensor, " N"], Float[Tensor, " N"]]:
+    ) -> tuple[Float[Tensor, " N"], Float[Tensor, " N"], Float[Tensor, " N"]]:
         logprobs_N = hidden_NW.new_empty(len(hidden_NW), dtype=torch.float32)
         normalisers_N = torch.empty_like(logprobs_N)
         entropies_N = torch.empty_like(logprobs_N)
+        plain_N = torch.empty_like(logprobs_N)
         for chunk in _chunks(len(hidden_NW), chunk_rows):
             logits_CV = _wide_logits(hidden_NW[chunk], weight_VW, temperature)
             normaliser_C1 = logits_CV.logsumexp(-1, keepdim=True)
@@ -80,10 +81,15 @@ class _TokenLogprobs(torch.autograd.Function):
             normalisers_N[chunk] = normaliser_C1[:, 0]
             mean_C = (logits_CV.sub(normaliser_C1).exp_() * logits_CV).sum(-1)
             entropies_N[chunk] = normaliser_C1[:, 0] - mean_C
+            if temperature != 1:
+                plain_C = logits_CV.mul_(temperature).logsumexp(-1)
+                plain_N[chunk] = temperature * chosen_C1[:, 0] - plain_C
+        if temperature == 1:
+            plain_N.copy_(logprobs_N)
         ctx.save_for_backward(hidden_NW, weight_VW, targets_N, normalisers_N)
         ctx.temperature, ctx.chunk_rows = temperature, chunk_rows
-        ctx.mark_non_differentiable(entropies_N)
-        return logprobs_N, entropies_N
+        ctx.mark_non_differentiable(entropies_N, plain_N)
+        return logprobs_N, entropies_N, plain_N
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, Tensor | None, None, None, None]:
@@ -128,15 +134,16 @@ def token_logprobs(
     targets: Int[Tensor, " N"],
     temperature: float = 1.0,
     chunk_rows: int | None = None,
-) -> tuple[Float[Tensor, " N"], Float[Tensor, " N"]]:
+) -> tuple[Float[Tensor, " N"], Float[Tensor, " N"], Float[Tensor, " N"]]:
     """log p(target_n) and the entropy of p, in nats, p = softmax(hidden · weightᵀ / temperature).
 
-    The log-probabilities have gradients, the entropies have none. Logits are float32, and are made
-    once more in the backward pass: `chunk_rows` rows of them are all the memory it takes.
+    The third is log p(target_n) at a temperature of 1. Only the first has a gradient. Logits are
+    float32, and are made once more in the backward pass: `chunk_rows` rows of them are all the
+    memory it takes.
     """
     rows = chunk_rows or _default_rows(hidden, weight, 8)
-    logprobs, entropies = _TokenLogprobs.apply(hidden, weight, targets, temperature, rows)
-    return logprobs, entropies
+    logprobs, entropies, plain = _TokenLogprobs.apply(hidden, weight, targets, temperature, rows)
+    return logprobs, entropies, plain
 
 
 def _losses_and_error(

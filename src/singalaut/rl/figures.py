@@ -54,12 +54,11 @@ def figures_of(
             "clipped_high": meters.clipped_high,
             "kl": meters.kl,
             "learned_tokens": meters.tokens,
+            "mismatch": meters.mismatch,
+            "largest_mismatch": meters.largest_mismatch,
         }
         if meters.replay_loss is not None:
             figures["replay_loss"] = meters.replay_loss
-        if not math.isnan(meters.mismatch):
-            figures["mismatch"] = meters.mismatch
-            figures["largest_mismatch"] = meters.largest_mismatch
     return figures
 
 

@@ -74,10 +74,10 @@ def _known(
     found: dict[int, Known] = {}
     for row, _ in own_rows(rollouts.answers, config.micro_tokens, team):
         chosen = [rollouts.answers[number] for number in row]
-        old, _ = answer_logprobs(network, chosen, config.temperature)
+        old, *_ = answer_logprobs(network, chosen, config.temperature)
         theirs: Sequence[torch.Tensor | None] = [None] * len(row)
         if reference is not None:
-            theirs, _ = answer_logprobs(reference, chosen, config.temperature)
+            theirs, *_ = answer_logprobs(reference, chosen, config.temperature)
         for number, mine, other in zip(row, old, theirs, strict=True):
             found[number] = Known(mine, other)
     put_away(network)

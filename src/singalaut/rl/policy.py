@@ -52,7 +52,7 @@ class PolicyMeters:
     clipped_low: float
     clipped_high: float
     mismatch: float
-    """Mean |log π − log π of the engine|, in nats; NaN where the temperature is not 1."""
+    """Mean |log π − log π of the engine| at a temperature of 1, in nats."""
     largest_mismatch: float
     kl: float
     tokens: int
@@ -92,8 +92,11 @@ def own_rows(
 
 def answer_logprobs(
     model: Gemma3, answers: Sequence[Rollout], temperature: float
-) -> tuple[list[Tensor], list[Tensor]]:
-    """Log-probabilities and entropies of the tokens of each answer, in one pass."""
+) -> tuple[list[Tensor], list[Tensor], list[Tensor]]:
+    """Log-probabilities and entropies of the tokens of each answer, in one pass.
+
+    The third are log-probabilities at a temperature of 1, without a gradient.
+    """
     device = model.embedding.weight.device
     tokens = [np.array(a.prompt + a.tokens) for a in answers]
     lengths = tuple(len(row) for row in tokens)
@@ -108,11 +111,11 @@ def answer_logprobs(
     at = torch.from_numpy(places).to(device)
     plan = Packed(lengths, None, device)
     hidden = model(flat[None], plan.positions(), plan)[0]
-    logprobs, entropies = token_logprobs(
+    logprobs, entropies, plain = token_logprobs(
         hidden.index_select(0, at - 1), model.embedding.weight, flat[at], temperature
     )
     counts = [len(a.tokens) for a in answers]
-    return list(logprobs.split(counts)), list(entropies.split(counts))
+    return list(logprobs.split(counts)), list(entropies.split(counts)), list(plain.split(counts))
 
 
 def policy_step(
@@ -138,7 +141,7 @@ def policy_step(
     largest = 0.0
     for row, counts in own_rows(answers, config.micro_tokens, team):
         chosen = [answers[number] for number in row]
-        logprobs, entropies = answer_logprobs(model, chosen, config.temperature)
+        logprobs, entropies, plain = answer_logprobs(model, chosen, config.temperature)
         now = pad_sequence(logprobs, batch_first=True)
         exists = pad_sequence([torch.ones_like(part) for part in logprobs], batch_first=True) > 0
         taught = torch.tensor([counts and learned[n] for n in row], device=now.device)
@@ -151,8 +154,7 @@ def policy_step(
             old = pad_sequence([known[number].old for number in row], batch_first=True)
         worth = torch.tensor([a.advantage for a in chosen], device=now.device, dtype=torch.float32)
         loss = _token_loss(now, old, worth, mask, config)
-        comparable = config.temperature == 1
-        if comparable:
+        if config.temperature == 1:  # at which the engine tells its own
             loss = loss * truncated_importance(old, sampled, mask, config.importance_cap)
         distance = torch.zeros_like(now)
         if config.kl and known is not None:
@@ -166,7 +168,8 @@ def policy_step(
         sums[6] += total.item()
         with torch.no_grad():
             ratio = torch.where(mask, (now - old).exp(), 1.0)
-            apart = torch.where(mask, (now - sampled).abs(), 0.0)
+            apart = (pad_sequence(plain, batch_first=True) - sampled).abs()
+            apart = torch.where(mask, apart, 0.0)
             entropy = torch.where(mask, pad_sequence(entropies, batch_first=True), 0.0)
             low = (ratio < 1 - config.clip_low) & mask
             high = (ratio > 1 + config.clip_high) & mask
@@ -191,8 +194,8 @@ def policy_step(
         means[0],
         means[1],
         means[2],
-        means[3] if config.temperature == 1 else math.nan,
-        largest if config.temperature == 1 else math.nan,
+        means[3],
+        largest,
         means[4],
         int(learned_tokens),
         replay_loss,

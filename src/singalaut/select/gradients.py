@@ -63,7 +63,7 @@ def sample_losses(model: Gemma3, micro: Micro) -> Tensor:
     """[n]: the mean negative log-probability of the learned tokens of each document."""
     hidden, weight, places, document = _forward(model, micro)
     targets = micro.tokens.to(weight.device)[0, places]
-    logprobs, _ = token_logprobs(hidden[places - 1], weight, targets)
+    logprobs, *_ = token_logprobs(hidden[places - 1], weight, targets)
     return _means(-logprobs, document, len(micro.lengths))
 
 

@@ -62,7 +62,7 @@ def answer_logprobs(model: Gemma3, row: PairRow) -> Tensor:
     tokens, places = row.tokens.to(device), row.answer.to(device)
     hidden = model(tokens, plan.positions(), plan)[0]
     weight = model.embedding.weight  # not before: several processes put it together just now
-    logprobs, _ = token_logprobs(hidden[places - 1], weight, tokens[0, places])
+    logprobs, *_ = token_logprobs(hidden[places - 1], weight, tokens[0, places])
     count = len(row.places)
     sums = logprobs.new_zeros(2 * count)
     return sums.index_add(0, row.answer_document.to(device), logprobs).view(count, 2)
