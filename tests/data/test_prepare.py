@@ -66,6 +66,7 @@ def turn(role, content, **more):
 BAD_ROWS = {
     "there is no assistant turn": {"messages": [turn("user", "q")]},
     "an assistant turn has no text": conversation("q", ""),
+    "a user turn has no text": conversation(" ", "a"),
     "the conversation starts with the assistant": {"messages": [turn("assistant", "a")]},
     "a message has the role `boss`": {"messages": [turn("boss", "a")]},
     "a text is not valid Unicode": conversation("q", "half a pair: \ud800"),
@@ -92,9 +93,25 @@ def test_every_bad_row_is_counted_and_shown(tmp_path, prepare):
     dropped = np.load(store.folder / "dropped.npy")
     named = [store.about["reasons"][number] for number in dropped["reason"]]
     assert dict(zip(named, dropped["row"].tolist(), strict=True)) == rows_shown
-    assert store.documents["row"].tolist() == [*range(1, 31), *range(40, 70)]
+    assert store.documents["row"].tolist() == [*range(1, 31), *range(41, 71)]
     page = (work.path / "report" / "report.html").read_text()
     assert "<script" not in page and "http" not in page and "a message has the role" in page
+
+
+def test_a_file_that_is_none_is_lost_and_told(tmp_path, prepare):
+    pytest.importorskip("pyarrow")
+    folder = tmp_path / "rows"
+    folder.mkdir()
+    write_rows(folder / "a.jsonl", good_rows(200))
+    (folder / "b.parquet").write_bytes(b"PAR1 no")
+    (folder / "c.arrow").write_bytes(b"no arrow")
+    work = prepare([folder])
+    report = json.loads((work.path / "report" / "report.json").read_bytes())
+    (source,) = report["sources"]
+    assert source["kept"] == 200
+    assert [lost["file"] for lost in source["lost"]] == ["b.parquet", "c.arrow"]
+    with pytest.raises(DataError, match=r"100.0% of .*not a Parquet file"):
+        prepare([folder / "b.parquet"], name="alone")
 
 
 def test_turns_out_of_order_are_joined_and_counted(tmp_path, prepare):

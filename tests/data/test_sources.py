@@ -11,6 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from singalaut.data.config import DataSource
 from singalaut.data.readers import LONGEST_ROW_BYTES
 from singalaut.data.sources import cut, find_files, kind_of, read_piece
 from singalaut.errors import DataError, MachineError
@@ -145,6 +146,12 @@ def test_saved_data_sets(tmp_path):
     assert [row for f in find_files(tmp_path / "two", "test") for row in read(f)] == ROWS[1:2]
     with pytest.raises(DataError, match=r"no split `dev`[\s\S]*train, test"):
         find_files(tmp_path / "two", "dev")
+    for place in (tmp_path / "one", tmp_path / "two" / "test" / "data-00000-of-00001.arrow"):
+        with pytest.raises(DataError, match="no splits here to take `dev` from"):
+            find_files(place, "dev")
+    assert find_files(tmp_path / "two" / "test", "test")
+    with pytest.raises(ValueError, match="for data sets of the hub"):
+        DataSource.model_validate({"path": "rows.jsonl", "subset": "th"})
 
 
 def test_a_data_set_by_name(tmp_path, monkeypatch):
@@ -171,7 +178,13 @@ def test_what_cannot_be_opened(tmp_path):
         find_files(tmp_path)
     (tmp_path / "bad.parquet").write_bytes(b"PAR1 no")
     with pytest.raises(DataError, match="not a Parquet file"):
-        cut(0, tmp_path / "bad.parquet")
+        read(tmp_path / "bad.parquet")
+    (tmp_path / "bad.arrow").write_bytes(b"no")
+    with pytest.raises(DataError, match="not a whole Arrow file"):
+        read(tmp_path / "bad.arrow")
+    (tmp_path / "far.parquet").write_bytes(b"version https://git-lfs.github.com/spec/v1\noid x\n")
+    with pytest.raises(DataError, match="git lfs pull"):
+        cut(0, tmp_path / "far.parquet")
     (tmp_path / "cut.jsonl.gz").write_bytes(gzip.compress(lines())[:-20])
     with pytest.raises(DataError, match="damaged"):
         read(tmp_path / "cut.jsonl.gz")

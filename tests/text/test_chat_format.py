@@ -175,6 +175,13 @@ def test_training_needs_an_answer(chat):
         chat.encode_with_mask([user("a")])
     with pytest.raises(DataError, match="an assistant turn has no text"):
         chat.encode_with_mask([user("a"), assistant(" "), user("b"), assistant("c")])
+    for turns in (
+        [user(" "), assistant("a")],
+        [user("a"), assistant("b"), user(""), assistant("c")],
+    ):
+        with pytest.raises(DataError, match="a user turn has no text"):
+            chat.encode_with_mask(turns)
+    chat.encode_with_mask([system("Write a poem."), user(""), assistant("a")])
 
 
 @pytest.mark.parametrize(

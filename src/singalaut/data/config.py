@@ -59,7 +59,9 @@ class DataSource(Settings):
     @model_validator(mode="after")
     def _one_place(self) -> DataSource:
         if (self.path is None) == (self.hub is None):
-            raise ValueError("a source needs either `path` or `hub`")
+            raise ValueError("a source needs either `path` or `hub`, and not both")
+        if self.hub is None and (self.subset or self.revision):
+            raise ValueError("`subset` and `revision` are for data sets of the hub")
         return self
 
     @property
@@ -104,7 +106,7 @@ class MixConfig(Settings):
 class PrepareConfig(StageSettings):
     """Reads, cleans and tokenises rows into a store that training maps into memory."""
 
-    VERSION: ClassVar[int] = 2
+    VERSION: ClassVar[int] = 3
     OUTPUT: ClassVar[str] = "data"
     NOT_IN_KEY: ClassVar[dict[str, Any]] = {
         "model": True,

@@ -27,6 +27,10 @@ ROWS_AT_ONCE = 256
 Numbered = tuple[int, Any]  # a row, or the DataError in its place, behind its number from 1
 
 
+class Damaged(DataError):
+    """A file of which nothing can be read."""
+
+
 def json_lines(piece: Piece) -> Iterator[Numbered]:
     """A line belongs to the piece in which it begins."""
     with open_plain(piece.file) as file:
@@ -152,24 +156,31 @@ def record_batches(piece: Piece) -> Iterator[Numbered]:
 
 
 def open_parquet(file: Path) -> Any:
-    """Raises: DataError for a file that is none."""
+    """Raises: Damaged for a file that is none."""
     pyarrow = arrow()
     try:
         return pyarrow.parquet.ParquetFile(file, pre_buffer=False, memory_map=True)
     except pyarrow.ArrowException as error:
-        raise DataError(f"not a Parquet file: {error}", where=file) from error
+        raise Damaged(f"not a Parquet file: {error}", where=file) from error
 
 
 def arrow_batches(file: Path) -> Iterator[Any]:
-    """The record batches of an Arrow stream or file, by memory map."""
+    """The record batches of an Arrow stream or file, by memory map.
+
+    Raises: Damaged for a file that is none, or is cut short.
+    """
     pyarrow = arrow()
-    with pyarrow.memory_map(str(file)) as source:
-        try:
-            yield from pyarrow.ipc.open_stream(source)
-        except pyarrow.ArrowInvalid:
-            source.seek(0)
-            reader = pyarrow.ipc.open_file(source)
-            yield from (reader.get_batch(number) for number in range(reader.num_record_batches))
+    try:
+        with pyarrow.memory_map(str(file)) as source:
+            try:
+                stream = pyarrow.ipc.open_stream(source)
+            except pyarrow.ArrowInvalid:
+                source.seek(0)
+                reader = pyarrow.ipc.open_file(source)
+                stream = (reader.get_batch(number) for number in range(reader.num_record_batches))
+            yield from stream
+    except pyarrow.ArrowException as error:
+        raise Damaged(f"not a whole Arrow file: {error}", where=file) from error
 
 
 def arrow() -> Any:

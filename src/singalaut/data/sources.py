@@ -28,6 +28,7 @@ READERS: dict[str, Callable[[Piece], Iterator[Numbered]]] = {
     ".arrow": readers.record_batches,
 }
 PIECE_BYTES = 16 << 20
+POINTER = b"version https://git-lfs"
 
 
 @dataclass(frozen=True)
@@ -54,11 +55,16 @@ def find_files(path: Path, split: str | None = None) -> list[Path]:
     """
     if not path.is_dir():
         kind_of(path)
+        _refuse_split(path, split)
         return [path]
     if (path / "dataset_dict.json").exists():
-        path = _split_folder(path, split)
+        path, split = _split_folder(path, split), None
     if (path / "state.json").exists():
-        return [path / entry["filename"] for entry in _json(path / "state.json")["_data_files"]]
+        state = _json(path / "state.json")
+        if split not in (state.get("_split"), path.name):
+            _refuse_split(path, split)
+        return [path / entry["filename"] for entry in state["_data_files"]]
+    _refuse_split(path, split)
     files = sorted(file for file in path.rglob("*") if _suffix(file) in READERS and file.is_file())
     files = [f for f in files if not any(p.startswith(".") for p in f.relative_to(path).parts)]
     if not files:
@@ -77,10 +83,14 @@ def kind_of(file: Path) -> str:
 
 
 def cut(source: int, file: Path, piece_bytes: int = PIECE_BYTES) -> list[Piece]:
-    """The pieces of a file. Raises: MachineError or DataError for one that cannot be opened."""
+    """The pieces of a file; a damaged one is one piece, of which reading tells why it is lost.
+
+    Raises: MachineError for a file that cannot be opened, DataError for one that is not data.
+    """
     kind = kind_of(file)
     try:
         stat = file.stat()
+        _refuse_pointer(file)
         if file.suffix in COMPRESSED:
             if file.suffix == ".zst":
                 readers.arrow()  # if it is missing, it shall be told before anything is read
@@ -97,6 +107,8 @@ def cut(source: int, file: Path, piece_bytes: int = PIECE_BYTES) -> list[Piece]:
             spans = _grouped([batch.nbytes for batch in readers.arrow_batches(file)], piece_bytes)
         else:
             spans = [(0, 1, stat.st_size)]
+    except readers.Damaged:
+        spans = [(0, 1, stat.st_size)]
     except OSError as error:
         raise from_os_error(error) from error
     stamp = (stat.st_size, stat.st_mtime_ns)
@@ -119,6 +131,13 @@ def read_piece(piece: Piece) -> Iterator[Numbered]:
         raise DataError(f"the file is damaged: {error}", where=piece.file) from error
 
 
+def _refuse_pointer(file: Path) -> None:
+    with file.open("rb") as opened:
+        if opened.read(len(POINTER)) == POINTER:
+            what = "this is a pointer of Git LFS in place of the file"
+            raise DataError(what, where=file, hint="`git lfs pull` fetches it")
+
+
 def _suffix(file: Path) -> str:
     """The suffix that tells what a file is, `.jsonl` in `rows.jsonl.gz`."""
     return Path(file.stem).suffix if file.suffix in COMPRESSED else file.suffix
@@ -134,6 +153,12 @@ def _grouped(sizes: Sequence[int], piece_bytes: int) -> list[tuple[int, int, int
             start, total = number, 0
         total += size
     return [*spans, (start, len(sizes), total)]
+
+
+def _refuse_split(path: Path, split: str | None) -> None:
+    if split is not None:
+        hint = "leave `split` out, and name the file or folder that holds what is wanted"
+        raise DataError(f"there are no splits here to take `{split}` from", where=path, hint=hint)
 
 
 def _split_folder(path: Path, split: str | None) -> Path:

@@ -290,10 +290,16 @@ def _tool_response(parts: Parts) -> Parts:
 
 
 def check_learnable(turns: Sequence[Message]) -> None:
-    """Refuse a conversation in which there is nothing to learn, or an answer without text."""
+    """Refuse a conversation in which there is nothing to learn, or a turn without text.
+
+    A question may be empty where a system message says what to do.
+    """
     answers = [turn.content for turn in turns if turn.role == "assistant"]
     if not answers or not all(answers):
         raise DataError(
             "an assistant turn has no text" if answers else "there is no assistant turn",
             hint="training needs at least one assistant turn, and text in each",
         )
+    asked = [turn.content for turn in turns if turn.role == "user"]
+    if not all(asked[1:] if turns[0].role == "system" else asked):
+        raise DataError("a user turn has no text", hint="an answer to nothing teaches nothing")

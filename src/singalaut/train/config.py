@@ -57,7 +57,7 @@ REPLAY_PATHS = {"data": {"__all__": {"path"}}}
 class SftConfig(StageSettings):
     """Supervised fine-tuning on the assistant's turns."""
 
-    VERSION: ClassVar[int] = 2
+    VERSION: ClassVar[int] = 3
     OUTPUT: ClassVar[str] = "model"
     NOT_IN_KEY: ClassVar[dict[str, Any]] = {
         "model": True,
