@@ -79,7 +79,8 @@ def from_os_error(error: OSError) -> MachineError:
         return MachineError(
             "no space is left on the disk",
             where=where,
-            hint="free some space or set `output` to another disk; finished stages are kept",
+            hint="free some space, or set `output` (for what is cached, $SINGALAUT_HOME) to "
+            "another disk; finished stages are kept",
         )
     if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
         return MachineError(

@@ -34,6 +34,7 @@ COMMAND = [sys.executable, "-m", "singalaut"]
         ("prepare --model base", "`prepare.data` is missing"),
         ("prepare --model base --data no.jsonl", "`prepare.data.0` is not there"),
         ("prepare --model base --data a.jsonl --near-duplicates 0.1", "more than 0.3"),
+        ("prepare --model base --data a.jsonl --near-duplicates 7", "where: --near-duplicates"),
         ("data report base", "no report of prepared data"),
         ("sft --model base --data a.jsonl --steps 0", "`sft.steps` needs 1 or more, found 0"),
         ("sft --model base --data no.jsonl --steps 1", "`sft.data.0` is not there"),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import shutil
 from itertools import pairwise
 
@@ -17,6 +18,7 @@ from singalaut.model.lora import add_adapter
 from singalaut.model.tensors import TensorReader
 from singalaut.train import sft
 from singalaut.train.config import SftConfig
+from singalaut.train.loop import why_left_out
 from singalaut.train.optim import adamw, scheduled_rate
 from singalaut.train.step import train_step
 
@@ -149,8 +151,14 @@ def test_a_loss_that_is_not_finite_stops_the_run(tmp_path, tiny_model, rows):
     damaged.layers[1].mlp.up.weight.data[0, 0] = float("nan")
     shutil.copytree(tiny_model, tmp_path / "damaged")
     save_model(damaged, tmp_path / "damaged", torch.float32)
-    with pytest.raises(DataError, match=r"the loss is nan.* at step 2, the last of 3 bad"):
+    with pytest.raises(DataError, match=r"step 2 .*: loss nan.* not finite, the last of 3 bad"):
         run(tmp_path, tmp_path / "damaged", rows)
+
+
+def test_a_spike_is_told_from_what_is_not_finite():
+    assert why_left_out((2.0, 9.0), 4.5) == "loss 2, gradient norm 9, a spike: more than 4.5"
+    for fault, limit in (((math.nan, 9.0), 4.5), ((2.0, math.inf), 4.5), ((2.0, math.inf), None)):
+        assert why_left_out(fault, limit).endswith("not finite")
 
 
 def test_the_schedule_rises_and_falls():

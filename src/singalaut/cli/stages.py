@@ -22,6 +22,7 @@ NAMED_HELP = MODEL_HELP[:-1] + "; or RECIPE.toml:STAGE."
 RunStage = Callable[..., Any]
 OWN_FLAGS = {
     "adapter": "--rank",
+    "evaluations": "--evaluation",
     "tasks": "--task",
     "languages": "--language",
     "models": "MODEL",
@@ -230,6 +231,9 @@ def _recipe(
     if models:
         data["model"] = {"base": next(iter(models.values()))}
     places: dict[KeyPath, str] = {("stage", 0, name): _flag(name) for name in settings}
+    for name, value in given.items():
+        if isinstance(value, Mapping):  # a table whose settings have flags of their own
+            places |= {("stage", 0, name, inner): _flag(inner) for inner in value}
     places[("seed",)] = "--seed"
     return parse_recipe(data, overrides, places=places, models=models), dict(models)
 

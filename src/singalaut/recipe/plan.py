@@ -179,7 +179,8 @@ def _file(stage: str, label: str, path: Path) -> Input:
         raise RecipeError(
             f"`{stage}.{label}` is not there",
             where=path,
-            hint="check the path; the paths of a recipe are relative to its folder",
+            hint="check the path; the paths of a recipe are relative to its folder"
+            + ("; `demo` is a pack that is always there" if label.startswith("pack.") else ""),
         )
     return Input(path, content_hash(path))
 

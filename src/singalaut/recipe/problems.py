@@ -110,6 +110,10 @@ def _translate(detail: dict[str, Any], data: Mapping[str, Any]) -> Problem:
     found = _found(detail["input"])
     if kind == "literal_error":
         options = re.findall(r"'([^']*)'", context["expected"])
+        if path[-1] == "[key]":  # pydantic's mark for a name in a table
+            path = path[:-1]
+            what = f"`{path[-1]}` cannot be a name in `{display(path[:-1], data)}`"
+            return Problem(path, what, nearest(str(path[-1]), options, "it can be"))
         hint = nearest(str(detail["input"]), options, "it can be")
         return Problem(path, f"`{name}` cannot be {found}", hint)
     if kind == "value_error":

@@ -29,7 +29,7 @@ from singalaut.progress import progress
 from singalaut.train.checkpoint import Checkpoints
 from singalaut.train.config import ApoConfig
 from singalaut.train.estimate import Estimate, Fleet, apo_estimate, tell_expected
-from singalaut.train.loop import no_progress
+from singalaut.train.loop import no_progress, why_left_out
 from singalaut.train.meters import step_figures
 from singalaut.train.optim import open_optimizer, scheduled_rate
 from singalaut.train.pairs import MEASURED, PairLosses, PairStep, measure_pairs, pair_step
@@ -96,7 +96,7 @@ def run_apo(
                 bad = []
             else:
                 bad.append(step)
-                log.warning("step %d left out: loss %s, gradient norm %s", step, *found.fault)
+                log.warning("step %d left out: %s", step, why_left_out(found.fault, None))
             if len(bad) >= config.max_bad_steps:
                 checkpoints.finish()
                 raise no_progress(bad, found.fault, checkpoints, work)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 from singalaut.artifact import Work
@@ -9,16 +10,29 @@ from singalaut.errors import DataError
 from singalaut.train.checkpoint import Checkpoints
 
 
+def why_left_out(fault: tuple[float, float], limit: float | None) -> str:
+    """Why a step was not taken: `fault` is its loss and gradient norm, `limit` what is a spike."""
+    loss, norm = fault
+    told = f"loss {loss:.4g}, gradient norm {norm:.4g}"
+    is_spike = limit is not None and math.isfinite(loss) and limit < norm < math.inf
+    return f"{told}, a spike: more than {limit:.4g}" if is_spike else f"{told}, not finite"
+
+
 def no_progress(
-    bad: Sequence[int], fault: tuple[float, float], checkpoints: Checkpoints, work: Work
+    bad: Sequence[int],
+    fault: tuple[float, float],
+    checkpoints: Checkpoints,
+    work: Work,
+    limit: float | None = None,
 ) -> DataError:
     """The error that ends a run in which nothing is learned any more."""
     last = checkpoints.path()
     kept = "there is no checkpoint yet" if last is None else f"the last good one is {last.name}"
     return DataError(
-        f"the loss is {fault[0]}, the gradient norm {fault[1]} at step {bad[-1]}"
+        f"step {bad[-1]} cannot be taken: {why_left_out(fault, limit)}"
         + (f", the last of {len(bad)} bad steps in a row" if len(bad) > 1 else "")
         + f"; {kept}",
         where=work.path,
-        hint="lower `learning_rate` or look at the data",
+        hint="lower `learning_rate` or look at the data"
+        + ("" if limit is None else "; or raise `spike`, or take it out"),
     )

@@ -28,7 +28,7 @@ from singalaut.train.average import Average
 from singalaut.train.checkpoint import Checkpoints
 from singalaut.train.config import SftConfig
 from singalaut.train.estimate import sft_estimate, tell_expected
-from singalaut.train.loop import no_progress
+from singalaut.train.loop import no_progress, why_left_out
 from singalaut.train.material import Material, open_material
 from singalaut.train.meters import step_figures
 from singalaut.train.optim import open_optimizer, scheduled_rate
@@ -114,10 +114,10 @@ def run_sft(
                     average.follow(step)
             else:
                 bad.append(step)
-                log.warning("step %d left out: loss %s, gradient norm %s", step, *meters.fault)
+                log.warning("step %d left out: %s", step, why_left_out(meters.fault, limit))
             if len(bad) >= config.max_bad_steps:
                 checkpoints.finish()
-                raise no_progress(bad, meters.fault, checkpoints, work)
+                raise no_progress(bad, meters.fault, checkpoints, work, limit)
             speed = f"{meters.tokens / seconds:,.0f} tok/s"
             bar.advance(loss=f"{meters.loss:.3f}", speed=speed)
             ends = world.any(stop.is_set())
