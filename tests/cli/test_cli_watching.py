@@ -81,7 +81,7 @@ def test_plan_of_a_recipe(tuned, cli):
         (("--gpu", "TPU"), "`TPU` is no GPU that is known"),
         (("--shape", "7b"), "`7b` is no shape"),
         (("--mfu", "0.4", "--tflops", "300"), "say the same"),
-        (("--stage", "x"), "no stage is named `x`"),
+        (("--stage", "x"), "no stage is named `x`\n  where: --stage"),
     ],
 )
 def test_plans_that_cannot_be_made(tuned, cli, options, message):
@@ -95,6 +95,10 @@ def test_plan_of_a_model_that_is_not_here(tmp_path, cli):
     recipe.write_text('name = "far"\n' + text.format("org/gemma-3-12b-it", "steps = 10"))
     found = json.loads(cli("recipe", "plan", "far.toml", "--json").stdout)["sft"]
     assert found["shape"] == "12b" and "2048 tokens" in found["notes"][0]
+    told = cli("recipe", "plan", "far.toml", "--gpu", "L40S").stdout
+    assert "does NOT fit" in told and "what would help: set `precision" in told
+    told = cli("recipe", "plan", "far.toml", "--set", "sft.precision=rounded").stdout
+    assert "what would help: set `moments" in told
     recipe.write_text('name = "far"\n' + text.format("org/mine", "steps = 10"))
     unknown = cli("recipe", "plan", "far.toml")
     assert unknown.exit_code == 2 and "`--shape`" in unknown.stderr

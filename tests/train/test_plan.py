@@ -10,7 +10,7 @@ from singalaut.model.config import SIZES, Gemma3Config
 from singalaut.model.gemma3 import Gemma3, initialise
 from singalaut.train.average import Average
 from singalaut.train.optim import adamw, muon
-from singalaut.train.plan import GIB, check_memory, memory_plan
+from singalaut.train.plan import GIB, check_memory, memory_plan, remedies
 
 CONFIG = Gemma3Config(256, 512, 2, 4, 1, 64, 64.0, 128, 1024, 2000)
 KINDS = [
@@ -64,3 +64,6 @@ def test_a_refusal_names_8_bits():
     with pytest.raises(MachineError, match="the device has 80") as refused:
         check_memory(plan, 80 * GIB, "27b")
     assert 'moments = "int8"' in str(refused.value)
+    has = {"precision": "rounded", "moments": "int8", "adapter": None}
+    assert remedies(plan, 80 * GIB, has) == ["train an `adapter`", "use more GPUs by `torchrun`"]
+    assert "lower `micro_tokens`" in remedies(plan, 10**12, {"keep": "inputs"})

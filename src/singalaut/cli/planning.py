@@ -55,11 +55,11 @@ def plan(
     from singalaut.cli import show
     from singalaut.errors import RecipeError
     from singalaut.recipe.load import load_recipe
-    from singalaut.recipe.run import choose, plan_recipe
+    from singalaut.recipe.run import check_name, plan_recipe
 
     loaded = load_recipe(recipe, overrides)
     if stage is not None:
-        choose(loaded, stage, stage)
+        check_name(loaded, stage, "--stage")
     fleet = _fleet(gpu, gpus, tflops, mfu, price, watts)
     planned = plan_recipe(loaded, recipe.parent, fetch=False)
     wanted = [s for s in planned.stages if s.config.kind in KINDS and stage in (None, s.name)]
@@ -268,6 +268,7 @@ def _print_memory(
     stage: PlannedStage, shape: Gemma3Config, estimate: Estimate, fleet: Fleet
 ) -> None:
     from singalaut.cli import show
+    from singalaut.train.plan import remedies
 
     room = fleet.device.memory_bytes
     fits = "fits" if estimate.memory_bytes <= room else "does NOT fit"
@@ -275,6 +276,9 @@ def _print_memory(
     parts = [(name, size) for name, size in estimate.memory.items() if size]
     parts += [("all", estimate.memory_bytes), (f"there is ({fits})", room)]
     print(show.table([{"part": name, "GiB": round(size / GIB, 1)} for name, size in parts]))
+    if estimate.memory_bytes > room:
+        helps = remedies(estimate.memory, room, stage.config.model_dump())
+        print("what would help: " + " or ".join(helps))
     phases = ", ".join(f"{name} {_short(s / 3600)} h" for name, s in estimate.seconds.items() if s)
     told = f"time: {phases}; speed {estimate.speed_from}"
     print("\n".join([told, *(f"- {note}" for note in estimate.notes)]))

@@ -37,13 +37,13 @@ def _folder(stage: str) -> Path:
     """The folder of a stage, finished or not; `RECIPE.toml:STAGE` may name it."""
     from singalaut.errors import ArtifactError
     from singalaut.recipe.load import load_recipe
-    from singalaut.recipe.run import choose, plan_recipe
+    from singalaut.recipe.run import check_name, plan_recipe
 
     recipe, _, name = stage.rpartition(":")
     folder = Path(stage)
     if recipe.endswith(".toml"):
         loaded = load_recipe(Path(recipe))
-        choose(loaded, name, name)
+        check_name(loaded, name, recipe)
         plan = plan_recipe(loaded, Path(recipe).parent, fetch=False)
         folder = next(each.folder for each in plan.stages if each.name == name)
     for candidate in (folder, folder.with_name(folder.name + ".partial")):

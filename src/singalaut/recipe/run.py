@@ -174,13 +174,20 @@ def _report(stage: PlannedStage, state: str, seconds: float) -> None:
     log.info("%s: %s, %.1f s, %s", stage.name, state, seconds, shown(stage.folder))
 
 
+def check_name(recipe: Recipe, name: str, where: str | Path) -> None:
+    """Raises: RecipeError where no stage has this name."""
+    names = [stage.name for stage in recipe.stage]
+    if name not in names:
+        hint = nearest(name, names, "stages")
+        raise RecipeError(f"no stage is named `{name}`", where=where, hint=hint)
+
+
 def choose(recipe: Recipe, from_: str | None, until: str | None) -> list[str]:
     """Names of the stages from one until another. Raises: RecipeError for a name that none has."""
     names = [stage.name for stage in recipe.stage]
     for option, name in (("--from", from_), ("--until", until)):
-        if name is not None and name not in names:
-            hint = nearest(name, names, "stages")
-            raise RecipeError(f"no stage is named `{name}`", where=option, hint=hint)
+        if name is not None:
+            check_name(recipe, name, option)
     first = 0 if from_ is None else names.index(from_)
     last = len(names) - 1 if until is None else names.index(until)
     if first > last:

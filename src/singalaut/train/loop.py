@@ -27,12 +27,14 @@ def no_progress(
 ) -> DataError:
     """The error that ends a run in which nothing is learned any more."""
     last = checkpoints.path()
+    remedy = "lower `learning_rate` or look at the data"
+    if bad[0] == 0:
+        remedy = "no step was ever taken: look at the weights it began with, and at the data"
     kept = "there is no checkpoint yet" if last is None else f"the last good one is {last.name}"
     return DataError(
         f"step {bad[-1]} cannot be taken: {why_left_out(fault, limit)}"
         + (f", the last of {len(bad)} bad steps in a row" if len(bad) > 1 else "")
         + f"; {kept}",
         where=work.path,
-        hint="lower `learning_rate` or look at the data"
-        + ("" if limit is None else "; or raise `spike`, or take it out"),
+        hint=remedy + ("" if limit is None else "; or raise `spike`, or take it out"),
     )

@@ -7,8 +7,8 @@ V vocabulary.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from typing import Literal
+from collections.abc import Iterable, Mapping
+from typing import Any, Literal
 
 from singalaut.errors import MachineError
 from singalaut.loss.logprobs import CHUNK_BYTES
@@ -152,19 +152,35 @@ def _kept(config: Gemma3Config, keep: Keep, size: int, tensor: int) -> int:
     return 8 * width + size * (4 * width + 2 * projected + queries + 3 * inner)
 
 
-def check_memory(plan: dict[str, int], room: int, where: str) -> None:
+def remedies(plan: Mapping[str, int], room: int, settings: Mapping[str, Any]) -> list[str]:
+    """What would help a step that takes more than `room` bytes, and `settings` do not have yet."""
+    known = [
+        ("keep", "inputs", 'set `keep = "inputs"`'),
+        ("micro_tokens", 1, "lower `micro_tokens`"),
+    ]
+    fixed = sum(plan.get(name, 0) for name in ("weights", "optimiser", "average", "gradients"))
+    if fixed > 0.8 * room:
+        known = [
+            ("precision", "rounded", 'set `precision = "rounded"`'),
+            ("moments", "int8", 'set `moments = "int8"`'),
+        ]
+    helps = [text for name, value, text in known if settings.get(name) != value]
+    if fixed > 0.8 * room:
+        helps += [] if settings.get("adapter") else ["train an `adapter`"]
+        helps.append("use more GPUs by `torchrun`")
+    return helps
+
+
+def check_memory(
+    plan: dict[str, int], room: int, where: str, settings: Mapping[str, Any] | None = None
+) -> None:
     """Refuse what cannot fit. Raises: MachineError with the parts and what would help."""
     total = sum(plan.values())
     if total <= room:
         return
     parts = ", ".join(f"{name} {size / GIB:.1f}" for name, size in plan.items() if size)
-    fixed = sum(plan[name] for name in ("weights", "optimiser", "average", "gradients"))
-    hints = ["lower `micro_tokens`", 'set `keep = "inputs"`']
-    if fixed > 0.8 * room:
-        hints = ['set `precision = "rounded"`', 'set `moments = "int8"`', "train an `adapter`"]
-        hints.append("use more GPUs by `torchrun`")
     raise MachineError(
         f"a step needs about {total / GIB:.1f} GiB ({parts}); the device has {room / GIB:.1f}",
         where=where,
-        hint=" or ".join(hints),
+        hint=" or ".join(remedies(plan, room, settings or {})),
     )

@@ -115,7 +115,9 @@ def check_device(
         tensor=world.tensor,
     )
     log.info("memory of a step: about %.1f GiB a device", sum(plan.values()) / GIB)
-    check_memory(plan, torch.cuda.get_device_properties(world.device).total_memory, model.name)
+    room = torch.cuda.get_device_properties(world.device).total_memory
+    names = ("precision", "keep", "moments", "adapter")
+    check_memory(plan, room, model.name, {name: getattr(config, name) for name in names})
 
 
 @contextmanager
