@@ -81,6 +81,8 @@ def test_plan_of_a_recipe(tuned, cli):
         (("--gpu", "TPU"), "`TPU` is no GPU that is known"),
         (("--shape", "7b"), "`7b` is no shape"),
         (("--mfu", "0.4", "--tflops", "300"), "say the same"),
+        (("--gpus", "3", "--set", "sft.replicas=2"), "need a multiple of 2 GPUs, not 3"),
+        (("--set", "sft.tensor_parallel=3"), "does not divide"),
         (("--stage", "x"), "no stage is named `x`\n  where: --stage"),
     ],
 )

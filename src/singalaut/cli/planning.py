@@ -15,6 +15,7 @@ from singalaut.cli.recipes import JsonOption, RecipeFile, SetOption
 if TYPE_CHECKING:
     from singalaut.model.config import Gemma3Config
     from singalaut.recipe.plan import Plan, PlannedStage
+    from singalaut.train.config import ApoConfig, SftConfig
     from singalaut.train.estimate import Estimate, Fleet
 
 MOST_COUNTED_BYTES = 100 << 20  # of rows that are tokenised to plan, unless asked to
@@ -165,6 +166,7 @@ def _estimate(
     if isinstance(config, RlConfig):
         return rl_estimate(config, shape, fleet, length)
     assert isinstance(config, SftConfig | ApoConfig)
+    _check_processes(config, shape, fleet)
     lengths, found, notes = _lengths(stage, plan, length, rows, count)
     steps = config.steps or math.ceil((config.epochs or 1) * found / config.batch_size)
     if isinstance(config, ApoConfig):
@@ -174,6 +176,22 @@ def _estimate(
     from dataclasses import replace
 
     return replace(made, notes=(*made.notes, *notes))
+
+
+def _check_processes(config: SftConfig | ApoConfig, shape: Gemma3Config, fleet: Fleet) -> None:
+    """Refuse what the stage itself would refuse of so many GPUs, or of this model."""
+    from singalaut.errors import RecipeError
+    from singalaut.train.tensor_parallel import check_split
+
+    check_split(shape, config.tensor_parallel)
+    needed = config.replicas * config.tensor_parallel
+    if fleet.count % needed:
+        raise RecipeError(
+            f"`replicas = {config.replicas}` and `tensor_parallel = {config.tensor_parallel}` need "
+            f"a multiple of {needed} GPUs, not {fleet.count}",
+            where=config.name,
+            hint=f"plan with `--gpus {needed}`, or lower them",
+        )
 
 
 def _lengths(
