@@ -58,8 +58,14 @@ def test_a_tensor_with_a_hole_is_refused(tmp_path):
     parts = write_parts(tmp_path, [((0, 0), whole[:4]), ((5, 0), whole[5:])])
     with pytest.raises(DataError, match="has 72 of 81 numbers of `x`"):
         parts.whole("x", torch.float32)
+    (tmp_path / "part-1-of-2.safetensors").write_bytes(b"cut")
+    with pytest.raises(DataError, match=r"damaged \(part-1-of-2[\s\S]*remove this folder"):
+        Parts(tmp_path)
     (tmp_path / "part-1-of-2.safetensors").unlink()
     with pytest.raises(DataError, match="1 of 2 parts of the checkpoint are missing"):
+        Parts(tmp_path)
+    (tmp_path / "step.json").write_text("{")
+    with pytest.raises(DataError, match=r"step.json cannot be read[\s\S]*remove this folder"):
         Parts(tmp_path)
 
 

@@ -13,11 +13,12 @@ import torch
 from safetensors import safe_open
 from torch import Tensor, nn
 
-from singalaut.errors import DataError
+from singalaut.errors import DataError, SingalautError
 from singalaut.model.lora import adapters
 from singalaut.model.tensors import TensorReader
 
 ANOTHER = "it was made with other settings: remove it to begin anew"
+EARLIER = "remove this folder to go on from an earlier checkpoint, or from the start"
 
 
 def known_checkpoints(folder: Path) -> list[Path]:
@@ -44,24 +45,32 @@ def about_model(model: nn.Module, base: Path | None) -> dict[str, Any]:
 
 
 class Parts:
-    """A checkpoint's files. Raises: DataError where one is missing."""
+    """A checkpoint's files. Raises: DataError where one is missing or damaged."""
 
     def __init__(self, folder: Path):
         self.folder = folder
-        self.about: dict[str, Any] = json.loads((folder / "step.json").read_bytes())
-        count = self.about["parts"]
+        try:
+            self.about: dict[str, Any] = json.loads((folder / "step.json").read_bytes())
+            count = self.about["parts"]
+        except (OSError, ValueError, TypeError, KeyError) as error:
+            what = f"the checkpoint's step.json cannot be read ({type(error).__name__})"
+            raise DataError(what, where=folder, hint=EARLIER) from error
         files = [folder / f"part-{rank}-of-{count}.safetensors" for rank in range(count)]
         if lost := [file.name for file in files if not file.exists()]:
             raise DataError(
                 f"{len(lost)} of {count} parts of the checkpoint are missing ({lost[0]})",
                 where=folder,
-                hint="remove this folder to go on from an earlier checkpoint, or from the start",
+                hint=EARLIER,
             )
         self._pieces: dict[str, list[tuple[TensorReader, tuple[int, ...]]]] = {}
         for file in files:
-            reader = TensorReader([file])
-            with safe_open(file, "pt") as handle:
-                places = json.loads(handle.metadata()["places"])
+            try:
+                reader = TensorReader([file])
+                with safe_open(file, "pt") as handle:
+                    places = json.loads(handle.metadata()["places"])
+            except SingalautError as error:
+                what = f"a part of the checkpoint is damaged ({file.name}): {error.what}"
+                raise DataError(what, where=folder, hint=EARLIER) from error
             for name, place in places.items():
                 self._pieces.setdefault(name, []).append((reader, tuple(place)))
 
