@@ -54,7 +54,7 @@ class RewardFunction:
             return None, f"it raised {reply['error']}"
         value = reply.get("value")
         if not isinstance(value, bool | int | float) or not math.isfinite(value):
-            return None, f"it gave {value!r}, which is no finite number"
+            return None, f"it gave {value}, which is no finite number"
         return float(value), str(reply.get("reason") or "a function's number")
 
     def close(self) -> None:
