@@ -270,7 +270,8 @@ def _close(
     if len(twins) == len(gathered.documents):
         left_out = "; ".join(sorted({r["what"] for s in summaries for r in s.reasons}))
         what = f"no row is left: {left_out}" if left_out else "the sources have no rows"
-        raise DataError(what, hint="look at the files and the settings")
+        names = ", ".join(source.path or source.hub or source.name for source in config.data)
+        raise DataError(what, where=names, hint="look at the files and the settings")
     report_file = out / "report" / "report.json"
     if report_file.exists():  # written before any token was moved by a run that was stopped
         report = json.loads(report_file.read_bytes())
