@@ -44,6 +44,7 @@ def test_an_adapter_is_not_a_model(tmp_path):
     ("name", "error", "message"),
     [
         ("nothing here", RecipeError, "no model `nothing here`"),
+        ("../nothing", RecipeError, "no model `../nothing`"),
         ("demo:gemma-3-271m", RecipeError, "no demonstration model"),
         ("lost.gguf", CheckpointError, "no such file"),
         ("empty", CheckpointError, "no `config.json`"),

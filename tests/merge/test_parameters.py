@@ -212,6 +212,7 @@ def test_other_settings_in_mergekit_files():
         ("merge_method: multislerp\nmodels: [{model: a}]", "merge_method: multislerp"),
         ("merge_method: linear\nmodules: {text: {}}", "`modules`"),
         ("merge_method: linear\nmodels: [{model: a}]\ndtype: float16", "dtype: float16"),
+        ("merge_method: linear\nmodels: [{model: a}]\nout_dtype: int8", "`out_dtype: int8`"),
         ("merge_method: linear\nmodels: [{model: a}]\nchat_template: auto", "`chat_template`"),
         (
             "merge_method: linear\nslices: [{sources: [{model: a}], residual_weight: 1}]",
@@ -245,6 +246,8 @@ def test_files_that_are_not_mergekits(tmp_path):
         ("a: [", "not YAML"),
         ("- 1", "no `merge_method`"),
         ("a: 1", "no `merge_method`"),
+        ("", "no `merge_method`"),
+        ("name: a\n---\nname: b", r"several merges in one file \(2\)"),
     ):
         file.write_text(text)
         with pytest.raises(RecipeError, match=said):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from dataclasses import replace
 
 import pytest
 import torch
@@ -12,7 +13,7 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file
 
 from singalaut.artifact import Work
-from singalaut.errors import RecipeError
+from singalaut.errors import CheckpointError, RecipeError
 from singalaut.merge.config import MergeSearchConfig
 from singalaut.merge.front import Trial, best, front
 from singalaut.merge.search import Inputs, run_merge_search
@@ -163,6 +164,14 @@ def test_what_is_refused(models):
         search(models, "a2", judge, ranges={"density": (0, 1)})
     with pytest.raises(RecipeError, match=r"ends before it begins: 1\.0, 0\.5"):
         search(models, "a3", judge, ranges={"weight": (1, 0.5)})
+
+
+def test_models_that_do_not_fit_are_told_before_any_is_evaluated(models, tiny_config):
+    wide = initialise(Gemma3(replace(tiny_config, intermediate_size=128)), seed=1)
+    save_model(wide, models / "a", torch.float32)
+    judge = Judge.__new__(Judge)  # which is never asked
+    with pytest.raises(CheckpointError, match="`intermediate_size` is 64 here and 128"):
+        search(models, "a5", judge)
 
 
 @settings(max_examples=60, deadline=None)

@@ -106,7 +106,9 @@ def leaves(response, prompt, sample):
     return len(response)
 def dies(response, prompt, sample): os._exit(3)
 def nan(response, prompt, sample): return float("nan")
-def text(response, prompt, sample): return "much"
+def text(response, prompt, sample): return "0.5"
+def nothing(response, prompt, sample): return None
+number = 3
 """
     )
     monkeypatch.chdir(tmp_path)
@@ -120,7 +122,8 @@ def test_functions_of_users_cannot_do_harm(functions):
         ("raises", "KeyError"),
         ("dies", "ended"),
         ("nan", "no finite number"),
-        ("text", "ValueError"),
+        ("text", "gave '0.5', which is no finite number"),
+        ("nothing", "gave None, which is no finite number"),
         ("hangs", "no answer within"),
     ):
         function = RewardFunction(f"mine:{name}", 0.5)
@@ -138,8 +141,9 @@ def test_functions_of_users_cannot_do_harm(functions):
         found = [function.call("x" * n, ASKED, sample())[0] for n in range(30)]
         assert found == list(range(30))
         function.close()
-    with pytest.raises(RecipeError, match="cannot be used"):
-        RewardFunction("mine:nothing", 1.0).call("x", ASKED, sample())
+    for place, said in (("mine:absent", "no attribute"), ("mine:number", "is int, no function")):
+        with pytest.raises(RecipeError, match=said):
+            RewardFunction(place, 1.0).call("x", ASKED, sample())
 
 
 def test_a_function_is_known_by_its_file(functions, tmp_path):

@@ -68,11 +68,14 @@ def test_quotas_come_to_the_count(groups, count, wanted):
         assert 0 <= number <= (groups == group).sum()
 
 
-def test_quotas_are_kept_where_they_can_be():
+def test_quotas_are_kept_where_they_can_be(caplog):
     groups = np.array([0] * 60 + [1] * 30 + [2] * 10)
     assert quota_counts(groups, ["a", "b", "c"], {}, 10) == {0: 6, 1: 3, 2: 1}
     assert quota_counts(groups, ["a", "b", "c"], {"c": 0.5}, 10) == {0: 3, 1: 2, 2: 5}
     assert quota_counts(groups, ["a", "b", "c"], {"c": 1.0}, 20)[2] == 10  # all there are
+    assert [r.getMessage() for r in caplog.records] == [
+        "quota of `c`: 10 of 20 rows are there; others take their place"
+    ]
     for wanted, what in (({"x": 0.1}, "of `x`"), ({"a": 0.8, "b": 0.8}, "more than 1")):
         with pytest.raises(RecipeError, match=what):
             quota_counts(groups, ["a", "b", "c"], wanted, 10)

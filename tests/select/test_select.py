@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import json
+import math
 
 import numpy as np
 import pytest
+import torch
 
 from singalaut.artifact import Work
 from singalaut.data.store import Store
 from singalaut.errors import DataError, RecipeError
+from singalaut.model.gemma3 import Gemma3, initialise
+from singalaut.model.hf import save_model
 from singalaut.select import features
 from singalaut.select.config import SelectConfig
 from singalaut.select.run import run_select
@@ -116,15 +120,19 @@ def test_quotas_and_variety(diversity, tmp_path, tiny_model, pool_file, target_f
     assert work_count(rows, "th") == work_count(rows, "en") == 5
 
 
-def test_settings_and_data_that_do_not_fit_are_refused(tmp_path, tiny_model, pool_file, write):
+def test_settings_and_data_that_do_not_fit_are_refused(
+    tmp_path, tiny_model, pool_file, write, monkeypatch
+):
     for settings in ({}, {"share": 0.1, "count": 3}, {"share": 0.1}, {"share": 0.1, "quotas": {}}):
         with pytest.raises(ValueError, match="it needs"):
             SelectConfig(data=({"path": "p"},), **settings)
+    quota = {"quota_by": "language", "quotas": {"xx": 1.0}}
+    monkeypatch.setattr("singalaut.select.run._measure", None)  # told before gradients are taken
     with pytest.raises(RecipeError, match="of `xx`"):
-        run(
-            *(tmp_path, tiny_model, pool_file),
-            **{"method": "length", "quota_by": "language", "quotas": {"xx": 1.0}},
-        )
+        run(tmp_path, tiny_model, pool_file, **{"method": "gradient-norm"} | quota)
+    with pytest.raises(ValueError, match="that come to 1 at most"):
+        quota["quotas"] = {"th": 0.8, "en": 0.8}
+        SelectConfig(data=({"path": "p"},), share=0.1, method="length", **quota)
     with pytest.raises(DataError):
         run(tmp_path, tiny_model, write("empty.jsonl", [{"odd": 1}]), method="length")
 
@@ -155,3 +163,12 @@ def test_checkpoints_count_by_their_learning_rates(tmp_path, tiny_model, pool_fi
     assert np.abs(wanted - equal).max() > 1e-4
     plain = SelectConfig(data=({"path": "p"},), method="length", count=1)
     assert "final_learning_rate" not in plain.key_settings()
+
+
+def test_a_damaged_model_is_told(tmp_path, tiny_config, tiny_tokenizer, pool_file, target_file):
+    network = initialise(Gemma3(tiny_config), seed=0)
+    network.layers[0].mlp.down.weight.data[0, 0] = math.nan
+    save_model(network, tmp_path / "damaged", torch.float32)
+    tiny_tokenizer.save(tmp_path / "damaged")
+    with pytest.raises(DataError, match="not finite"):
+        run(tmp_path, tmp_path / "damaged", pool_file, [target_file], share=0.5)

@@ -117,7 +117,9 @@ def test_learning_by_reward_shows_answers_and_reasons(tmp_path):
         "failures": {"the server is <down>": 3},
     }
     held = {"step": 0, "held_out_reward": 0.25, "held_out_standard_error": 0.05}
-    folder = folder_of(tmp_path, "rl", [held, line, held | {"step": 1, "held_out_reward": 0.5}])
+    flat = {"step": 1, "reward": 0.0, "unscored_because": {"own: <no>": 2}}
+    after = held | {"step": 2, "held_out_reward": 0.5}
+    folder = folder_of(tmp_path, "rl", [held, line, flat, after])
 
     def answer(text, value, why):
         score = Score(value, {"maths": value or 0.0}, (why,))
@@ -132,6 +134,7 @@ def test_learning_by_reward_shows_answers_and_reasons(tmp_path):
     save_rollouts(folder / "rollouts", 0, Rollouts(answers, 1, 0, 1, {}))
     page = write_report(folder).read_text("utf-8")
     assert "best: reward 1.000 (maths 1)" in page and "worst: reward 0.000" in page
+    assert "1 of 2 steps had nothing to learn from" in page and "own: &lt;no&gt;" in page
     assert "๒ + ๒ = ? &lt;i&gt;" in page and "๔ &lt;u&gt;" in page and "not &amp; equal" in page
     assert "the server is &lt;down&gt;" in page
     assert "not scored: no score" in page and "generate, 75%" in page

@@ -18,7 +18,7 @@ from singalaut.artifact import hash_file, home, locked
 from singalaut.errors import CheckpointError, MachineError, RecipeError, from_os_error
 
 log = logging.getLogger("singalaut")
-HUB_ID = re.compile(r"([\w.-]+/[\w.-]+?)(?:@([\w./-]+))?")
+HUB_ID = re.compile(r"(\w[\w.-]*/\w[\w.-]*?)(?:@([\w./-]+))?")
 HUB_FILES = ("*.json", "*.safetensors", "*.jinja", "tokenizer.model", "LICENSE*", "NOTICE*")
 CONVERTER = 2  # raised when the same file would be converted to something else
 DEMO_SHA256 = "a5fd3b62230aa5ec60212297dc9d20eaa70578ac519e00d93a17e44c087a6818"

@@ -56,6 +56,7 @@ def pairs(
     output: OutputOption = None,
 ) -> None:
     """Make pairs: the model's own answers, and better ones; prints the folder."""
+    from singalaut.errors import RecipeError
     from singalaut.recipe.plan import shown
 
     sources: list[dict[str, object]] = [{"path": place} for place in prompts]
@@ -66,6 +67,9 @@ def pairs(
     given: dict[str, dict[str, object]] = {}
     for label, (who, name) in asked.items():
         if who is not None and who.startswith(("http://", "https://")):
+            if name is None:
+                what, flag = f"the model at the endpoint `{who}` has no name", f"--{label}-name"
+                raise RecipeError(what, where=f"--{label}", hint=f"give it with `{flag}`")
             endpoint = {"urls": [who], "model": name, "key_variable": key_variable or ""}
             given[label] = {"endpoint": endpoint}
         elif who is not None:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import sys
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, get_args
 
 import typer
 
@@ -18,6 +20,10 @@ from singalaut.cli.stages import (
     run_stage,
 )
 
+if TYPE_CHECKING:
+    from singalaut.contracts import Sample
+    from singalaut.rewards.config import RewardConfig
+
 
 def rl(
     recipe: RecipeOption = None,
@@ -28,7 +34,8 @@ def rl(
         list[str], typer.Option(metavar="FILE", help="Prompts whose answers can be checked.")
     ] = [],  # noqa: B006
     reward: Annotated[
-        list[str], typer.Option(metavar="KIND", help="A part of the reward, such as `maths`.")
+        list[str],
+        typer.Option(metavar="KIND", help="Part of the reward: `maths`, …, or `module:name`."),
     ] = [],  # noqa: B006
     steps: Annotated[int | None, typer.Option(help="Rounds of asking and learning.")] = None,
     learning_rate: Annotated[float | None, typer.Option(help="Constant.")] = None,
@@ -41,7 +48,7 @@ def rl(
 
     settings = {
         "prompts": [{"path": path} for path in prompts],
-        "reward": {"parts": [{"kind": kind} for kind in reward]} if reward else None,
+        "reward": {"parts": [_part(kind) for kind in reward]} if reward else None,
         "steps": steps,
         "learning_rate": learning_rate,
         "adapter": None if rank is None else {"rank": rank},
@@ -55,32 +62,25 @@ def rl(
 def check(
     file: Annotated[Path, typer.Argument(help="JSONL: prompts as for `rl`, each with `response`.")],
     part: Annotated[
-        list[str], typer.Option("--part", metavar="KIND", help="What counts; may be repeated.")
-    ] = ["maths", "constraints", "language"],  # noqa: B006
+        list[str],
+        typer.Option(
+            "--part",
+            metavar="KIND",
+            help="What counts, or `module:name` of a function; may be repeated  [maths, "
+            "constraints, language]",
+        ),
+    ] = [],  # noqa: B006
     recipe: Annotated[
         Path | None, typer.Option(help="Take the reward of this recipe's `rl` stage.")
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="One object a row.")] = False,
 ) -> None:
     """Score answers offline, and say why each got what it got."""
-    from pydantic import ValidationError
-
-    from singalaut.errors import DataError, RecipeError, SingalautError
-    from singalaut.recipe.load import load_recipe
+    from singalaut.errors import DataError
     from singalaut.rewards.compose import ComposedReward, prompt_text
-    from singalaut.rewards.config import RewardConfig
-    from singalaut.rewards.samples import sample_of
 
-    try:
-        config = RewardConfig.model_validate({"parts": [{"kind": kind} for kind in part]})
-    except ValidationError as error:
-        raise RecipeError(str(error.errors()[0]["msg"]), where="--part") from error
-    if recipe is not None:
-        stages = [each for each in load_recipe(recipe).stage if each.kind == "rl"]
-        if not stages:
-            raise RecipeError("no stage is of kind `rl`", where=recipe)
-        config = stages[0].reward
-    total = scored = rows = 0.0
+    config = _reward(part, recipe)
+    total = scored = rows = left_out = 0.0
     try:
         lines = file.read_text("utf-8").splitlines()
     except (OSError, UnicodeDecodeError) as error:
@@ -90,18 +90,12 @@ def check(
             if not line.strip():
                 continue
             try:
-                row = json.loads(line)
-                sample = sample_of(row, f"row {number}", file.stem, "en")
-                response = row["response"]
-            except SingalautError as error:
-                raise DataError(error.what, where=f"{file.name}, row {number}") from error
-            except (ValueError, TypeError, KeyError, AttributeError) as error:
-                raise DataError(
-                    f"the row cannot be used: {type(error).__name__}: {error}",
-                    where=f"{file.name}, row {number}",
-                    hint="it needs a prompt as `rl` takes it, and `response`",
-                ) from error
-            score = reward.score_text(str(response), prompt_text(sample.messages), sample)
+                sample, response = _answer(line, f"row {number}", file.stem)
+            except DataError as error:
+                left_out += 1
+                print(f"{file.name}, row {number} is left out: {error.what}", file=sys.stderr)
+                continue
+            score = reward.score_text(response, prompt_text(sample.messages), sample)
             rows += 1
             if score.value is not None:
                 total, scored = total + score.value, scored + 1
@@ -113,6 +107,66 @@ def check(
             print(f"{sample.id}: {value}")
             for reason in score.reasons:
                 print(f"  {reason}")
+    if not rows:
+        what = f"none of {left_out:.0f} rows can be used" if left_out else "the file is empty"
+        raise DataError(
+            what, where=file, hint="rows need a prompt as `rl` takes it, and `response`"
+        )
     if not as_json:
         mean = f"{total / scored:.3f}" if scored else "none"
-        print(f"{rows:.0f} answers, {scored:.0f} scored, mean {mean}")
+        more = f", {left_out:.0f} rows left out" if left_out else ""
+        print(f"{rows:.0f} answers, {scored:.0f} scored, mean {mean}{more}")
+
+
+def _part(kind: str) -> dict[str, str]:
+    """The part of a reward that an option names: a kind, or a function as `module:name`."""
+    return {"kind": "function", "function": kind} if ":" in kind else {"kind": kind}
+
+
+def _reward(parts: Sequence[str], recipe: Path | None) -> RewardConfig:
+    """What counts: the options' parts, or the reward of a recipe's stage. Raises: RecipeError."""
+    from pydantic import ValidationError
+
+    from singalaut.errors import RecipeError
+    from singalaut.recipe.load import load_recipe
+    from singalaut.recipe.problems import nearest
+    from singalaut.rewards.config import Kind, RewardConfig
+
+    if recipe is not None:
+        if parts:
+            raise RecipeError("`--part` cannot be used with `--recipe`", where="--part")
+        stages = [each for each in load_recipe(recipe).stage if each.kind == "rl"]
+        if not stages:
+            raise RecipeError("no stage is of kind `rl`", where=recipe)
+        return stages[0].reward
+    for kind in parts:
+        known = set(get_args(Kind)) - {"function"}
+        if ":" not in kind and kind not in known:
+            what = f"`{kind}` is no part of a reward"
+            hint = nearest(kind, known, "a function is written `module:name`; known parts")
+            raise RecipeError(what, where="--part", hint=hint)
+    chosen = parts or ("maths", "constraints", "language")
+    try:
+        return RewardConfig.model_validate({"parts": [_part(kind) for kind in chosen]})
+    except ValidationError as error:
+        raise RecipeError(str(error.errors()[0]["ctx"]["error"]), where="--part") from error
+
+
+def _answer(line: str, id: str, source: str) -> tuple[Sample, str]:
+    """A row's sample and its response. Raises: DataError where it has not both."""
+    from singalaut.errors import DataError, SingalautError
+    from singalaut.rewards.samples import sample_of
+
+    try:
+        row = json.loads(line)
+        if not isinstance(row, dict):
+            raise DataError("it is no JSON object")
+        if not isinstance(row.get("response"), str):
+            raise DataError("it has no text as `response`")
+        return sample_of(row, id, source, "en"), row["response"]
+    except SingalautError as error:
+        raise DataError(error.what) from error
+    except ValueError as error:
+        raise DataError(f"it is no JSON ({error})") from error
+    except (TypeError, KeyError, AttributeError) as error:
+        raise DataError(f"{type(error).__name__}: {error}") from error

@@ -265,8 +265,10 @@ def check_failures(name: str, gatherer: Gatherer, allowed: float) -> None:
 
 def failure_summary(failures: Mapping[str, int]) -> str:
     """How many requests failed, and of what."""
-    named = Counter(failures).most_common(3)
-    return ", ".join(f"{count} × {reason}" for reason, count in named)
+    named: Counter[str] = Counter()
+    for reason, count in failures.items():
+        named[reason.partition("\n")[0]] += count  # not where it was, which others do not share
+    return ", ".join(f"{count} × {reason}" for reason, count in named.most_common(3))
 
 
 def _tail_sum(completion: Completion, tail: int) -> float:

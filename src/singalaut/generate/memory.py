@@ -47,9 +47,9 @@ def plan_pages(
         needed = _bytes(config, dtype, alone)
         if needed > budget_bytes:
             raise MachineError(
-                f"the cache may take {budget_bytes / 2**20:.0f} MiB, the smallest one has "
-                f"{needed / 2**20:.0f} MiB",
-                hint="raise `cache_bytes`, or free memory on the device",
+                f"the cache may take {budget_bytes / 2**20:.3g} MiB, the smallest one has "
+                f"{needed / 2**20:.3g} MiB",
+                hint="give the cache more (`cache_gib`), or free memory on the device",
             )
         return alone
     spare = budget_bytes - _bytes(config, dtype, best)

@@ -230,6 +230,8 @@ class MergeSearchConfig(StageSettings):
     """Rows of the results to maximise: a task, a language, or `all`."""
     trials: int = Field(20, ge=1)
     """Merges to try, beside the models themselves."""
+    allowed_failures: float = Field(0.0, ge=0, le=1)
+    """Share of an evaluation's requests that may fail; they are left out of its scores."""
     device: str = "auto"
     """Where the merging is done."""
 
@@ -247,4 +249,7 @@ class MergeSearchConfig(StageSettings):
 
     def key_settings(self) -> dict[str, Any]:
         order = list(dict.fromkeys(self.inputs().values()))
-        return _numbered(super().key_settings(), {n: f"#{order.index(n)}" for n in order})
+        settings = super().key_settings()
+        if not self.allowed_failures:
+            del settings["allowed_failures"]  # keys of before there was this stay as they were
+        return _numbered(settings, {n: f"#{order.index(n)}" for n in order})

@@ -30,11 +30,18 @@ def read_mergekit(file: Path) -> Settings:
     import yaml
 
     try:
-        raw = yaml.safe_load(file.read_text("utf-8-sig"))
+        documents = list(yaml.safe_load_all(file.read_text("utf-8-sig")))
     except OSError as error:
         raise RecipeError(f"the file cannot be read: {error.strerror}", where=file) from None
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise RecipeError(f"this is not YAML: {error}", where=file) from None
+    if len(documents) > 1:
+        raise RecipeError(
+            f"mergekit's several merges in one file ({len(documents)}) are not supported here",
+            where=file,
+            hint="write them as stages of a recipe, each with the former as a model",
+        )
+    raw = documents[0] if documents else None
     if not isinstance(raw, dict) or "merge_method" not in raw:
         raise RecipeError(
             "there is no `merge_method`", where=file, hint="give a configuration of mergekit"
@@ -71,11 +78,11 @@ class Translation:
             found["base"] = labels[self.base]
         if parameters := self._parameters(raw.get("parameters"), "parameters"):
             found["parameters"] = parameters
-        if dtype := raw.get("out_dtype") or raw.get("dtype"):
+        place = "out_dtype" if raw.get("out_dtype") else "dtype"
+        if dtype := raw.get(place):
             if dtype not in ("float32", "bfloat16"):
-                self._refuse(
-                    f"`dtype: {dtype}`", "Gemma 3 needs bfloat16 or float32; change it in the file"
-                )
+                hint = "Gemma 3 needs bfloat16 or float32; change it in the file"
+                self._refuse(f"`{place}: {dtype}`", hint)
             found["dtype"] = dtype
         if tokenizer := self._tokenizer():
             first = self.base or self.models[0]

@@ -25,9 +25,7 @@ from singalaut.errors import MachineError, RecipeError, SingalautError
 from singalaut.merge.config import SEARCHED, MergeConfig, MergeSearchConfig
 from singalaut.merge.front import Trial, best, front, write_page
 from singalaut.merge.methods import METHODS
-from singalaut.merge.parameters import check_known
-from singalaut.merge.plan import check_inputs
-from singalaut.merge.stream import run_merge
+from singalaut.merge.stream import check_fit, run_merge
 
 log = logging.getLogger("singalaut")
 FIRST_AT_RANDOM = 6  # trials before the sampler has something to learn from
@@ -65,6 +63,8 @@ def run_merge_search(
     Raises: RecipeError for settings, or where no trial could be evaluated.
     """
     _check(config)
+    for method in config.methods:  # before the models are evaluated, which takes long
+        check_fit(_settings(config, method, {}), inputs.models, inputs.adapters)
     search = Search(config, seed, [Trial.from_row(row) for row in work.metrics() if "trial" in row])
     references = _references(config, inputs, work, evaluate)
     if search.trials:
@@ -104,10 +104,6 @@ def _check(config: MergeSearchConfig) -> None:
                 f"the range of `{name}` ends before it begins: {low}, {high}",
                 where=f"{config.name}.ranges",
             )
-    for method in config.methods:
-        example = _settings(config, method, {})
-        check_inputs(example)
-        check_known(example)
     try:
         import optuna  # noqa: F401
     except ImportError:

@@ -25,7 +25,7 @@ from singalaut.merge.config import MergeConfig
 from singalaut.merge.methods import METHODS
 from singalaut.merge.output import prepare_output
 from singalaut.merge.parameters import check_known
-from singalaut.merge.plan import Piece, check_inputs, gather_inputs, make_pieces, named
+from singalaut.merge.plan import Given, Piece, check_inputs, gather_inputs, make_pieces, named
 from singalaut.merge.report import Report
 from singalaut.merge.sources import FileBlocks, Source
 from singalaut.merge.work import Job, Merged, merge_block
@@ -62,12 +62,7 @@ def run_merge(
     first = next(iter(given.values()))
     folder = work.path / "model"
     folder.mkdir(exist_ok=True)
-    with ExitStack() as stack:
-        sources: dict[Any, Source] = {}
-        for entry in given.values():
-            if entry.key not in sources:
-                sources[entry.key] = Source(entry.folder, entry.adapter, entry.shape)
-                stack.callback(sources[entry.key].close)
+    with _opened(given) as sources:
         output = prepare_output(config, given, sources)
         dtype = DTYPES[config.dtype] if config.dtype else stored_dtype(first.folder)
         taken = named(config, given, "embeddings_from")
@@ -81,7 +76,34 @@ def run_merge(
     names = list(dict.fromkeys(entry.settings.source for entry in given.values()))
     facts = {} if output.alignment is None else {"vocabulary": output.alignment.facts}
     work.facts["merge"] = report.write(work.path, pieces, names, facts)
-    log.info("merged %s by %s", ", ".join(names), config.method)
+    base = given["base"].settings.source if "base" in given else None
+    onto = f" onto {base}" if base else ""
+    merged = ", ".join(name for name in names if name != base) or base
+    log.info("merged %s%s by %s", merged, onto, config.method)
+
+
+def check_fit(
+    config: MergeConfig, models: Mapping[str, Path], adapters: Mapping[str, Path]
+) -> None:
+    """Raises what `run_merge` would, as far as it can be known without reading weights."""
+    check_known(config)
+    check_inputs(config)
+    shapes = {folder: read_config(folder) for folder in dict.fromkeys(models.values())}
+    given = gather_inputs(config, models, adapters, shapes)
+    with _opened(given) as sources:
+        prepare_output(config, given, sources)
+
+
+@contextmanager
+def _opened(given: Mapping[str, Given]) -> Iterator[dict[Any, Source]]:
+    """The models' files, each opened once."""
+    with ExitStack() as stack:
+        sources: dict[Any, Source] = {}
+        for entry in given.values():
+            if entry.key not in sources:
+                sources[entry.key] = Source(entry.folder, entry.adapter, entry.shape)
+                stack.callback(sources[entry.key].close)
+        yield sources
 
 
 def _device(config: MergeConfig) -> torch.device:

@@ -277,6 +277,7 @@ def _merge(stage: PlannedStage, plan: Plan, work: Work) -> None:
 
 def _merge_search(stage: PlannedStage, plan: Plan, work: Work) -> None:
     from singalaut.artifact import home, stage_key
+    from singalaut.errors import RequestError
     from singalaut.evals.evaluate import run_evaluate
     from singalaut.evals.output import load_results
     from singalaut.merge.search import Inputs, run_merge_search
@@ -285,19 +286,25 @@ def _merge_search(stage: PlannedStage, plan: Plan, work: Work) -> None:
     assert isinstance(config, MergeSearchConfig)
     seed, pack = plan.recipe.seed, stage.inputs["pack"]
     names = ("pack", "tasks", "languages", "limit")
+    given = {name: getattr(config, name) for name in names}
+    protocol = {"allowed_failures": config.allowed_failures}
     asked = EvaluateConfig.model_validate(
-        {"models": ("merged",), "temperature": 0.0, **{n: getattr(config, n) for n in names}}
+        {"models": ("merged",), "temperature": 0.0, "protocol": protocol, **given}
     )
 
     def evaluate(model: Path, scratch: Path) -> dict[str, float]:
-        run_evaluate(
-            asked,
-            subjects={"merged": local_subject(model, asked.batch_size)},
-            pack=pack.path,
-            work=Work(scratch),
-            seed=seed,
-            store=home() / "evaluations" / "store.sqlite",
-        )
+        try:
+            run_evaluate(
+                asked,
+                subjects={"merged": local_subject(model, asked.batch_size)},
+                pack=pack.path,
+                work=Work(scratch),
+                seed=seed,
+                store=home() / "evaluations" / "store.sqlite",
+            )
+        except RequestError as error:
+            hint = (error.hint or "").replace("evaluate.protocol.", f"{config.name}.")
+            raise RequestError(error.what, where=error.where, hint=hint or None) from error
         return {row["name"]: row["scores"]["merged"] for row in load_results(scratch)["rows"]}
 
     settings = {"seed": seed, "settings": asked.key_settings()}

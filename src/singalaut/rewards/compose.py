@@ -73,6 +73,9 @@ class ComposedReward:
             function.close()
 
     def __enter__(self) -> ComposedReward:
+        """Raises: RecipeError for a function that is not there, before anything is answered."""
+        for function in self._functions.values():
+            function.start()
         return self
 
     def __exit__(self, *_: object) -> None:

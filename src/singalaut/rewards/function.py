@@ -36,8 +36,7 @@ class RewardFunction:
 
         Raises: RecipeError if there is no such function.
         """
-        if self._process is None:
-            self._start()
+        self.start()
         message = {"response": response, "prompt": prompt, "sample": asdict(sample)}
         try:
             assert self._process is not None and self._process.stdin is not None
@@ -54,23 +53,13 @@ class RewardFunction:
             return None, f"it raised {reply['error']}"
         value = reply.get("value")
         if not isinstance(value, bool | int | float) or not math.isfinite(value):
-            return None, f"it gave {value!r}, which is no finite number"
+            return None, f"it gave {value}, which is no finite number"
         return float(value), str(reply.get("reason") or "a function's number")
 
-    def close(self) -> None:
-        """End the worker and whatever it started."""
-        if self._process is None:
+    def start(self) -> None:
+        """Start the worker, unless it runs. Raises: RecipeError if there is no such function."""
+        if self._process is not None:
             return
-        with contextlib.suppress(ProcessLookupError, PermissionError):
-            os.killpg(self._process.pid, signal.SIGKILL)
-        self._process.wait()
-        for pipe in (self._process.stdin, self._process.stdout):
-            if pipe is not None:
-                with contextlib.suppress(OSError):
-                    pipe.close()
-        self._process, self._unread = None, b""
-
-    def _start(self) -> None:
         self._process = subprocess.Popen(
             [sys.executable, "-m", "singalaut.rewards.function_worker", self.place],
             stdin=subprocess.PIPE,
@@ -85,6 +74,19 @@ class RewardFunction:
                 where=self.place,
                 hint="write `module:name` of a function that can be imported from here",
             )
+
+    def close(self) -> None:
+        """End the worker and whatever it started."""
+        if self._process is None:
+            return
+        with contextlib.suppress(ProcessLookupError, PermissionError):
+            os.killpg(self._process.pid, signal.SIGKILL)
+        self._process.wait()
+        for pipe in (self._process.stdin, self._process.stdout):
+            if pipe is not None:
+                with contextlib.suppress(OSError):
+                    pipe.close()
+        self._process, self._unread = None, b""
 
     def _receive(self, seconds: float) -> dict[str, Any] | None:
         """The worker's next line, None at the deadline. Raises: OSError if it has ended."""

@@ -28,13 +28,16 @@ def main() -> None:
     except Exception as error:  # a user's module may raise anything
         say(error=f"{type(error).__name__}: {error}")
         return
+    if not callable(function):
+        say(error=f"`{name}` is {type(function).__name__}, no function")
+        return
     say(ready=True)
     own = os.getpid()
     for line in sys.stdin:
         try:
             found = function(**json.loads(line))
             value, reason = found if isinstance(found, tuple) else (found, "")
-            reply = {"value": float(value), "reason": str(reason)}
+            reply = _number(value) | {"reason": str(reason)}
         except Exception as error:  # so may a user's function
             reply = {"error": f"{type(error).__name__}: {error}"}
         except BaseException:  # a child that was forked in the function, and leaves
@@ -45,6 +48,13 @@ def main() -> None:
             os._exit(0)
         _reap()
         say(**reply)
+
+
+def _number(value: Any) -> dict[str, Any]:
+    """The value as a number, or what it is instead; text is none, whatever stands in it."""
+    if isinstance(value, str | bytes) or not hasattr(value, "__float__"):
+        return {"value": repr(value)[:80]}
+    return {"value": float(value)}
 
 
 def _reap() -> None:

@@ -194,16 +194,20 @@ def gather(
         for reason, count in checked.left_out.items():
             log.warning("%d rows left out: %s (%s)", count, reason, checked.examples[reason][0])
     prompts = []
+    unfit: Counter[str] = Counter()
     for sample in samples:
         try:
             tokens = tuple(encode(sample.messages))
         except DataError as error:
-            left_out[error.what] += 1
+            unfit[error.what] += 1
             continue
         if len(tokens) > max_tokens:
-            left_out[f"the prompt is longer than {max_tokens} tokens"] += 1
+            unfit[f"the prompt is longer than {max_tokens} tokens"] += 1
             continue
         prompts.append((sample, tokens))
+    left_out.update(unfit)
+    for reason, count in unfit.items():
+        log.warning("%d rows left out: %s", count, reason)
     if not prompts:
         raise DataError(f"no prompt is left: {dict(left_out)}")
     random.Random(derive(seed, "prompts")).shuffle(prompts)

@@ -1,4 +1,4 @@
-"""What a step's line of metrics says, and what of it deserves a warning."""
+"""What a step's line of metrics says: rewards, lengths, languages, what the update measured."""
 
 from __future__ import annotations
 
@@ -13,11 +13,13 @@ import numpy as np
 from singalaut.contracts import Completion, Request, SamplingParams
 from singalaut.rl.ask import WHOLE, Asking, Task, reason_of
 from singalaut.rl.policy import PolicyMeters
-from singalaut.rl.rollouts import Rollouts
+from singalaut.rl.rollouts import Rollout, Rollouts
+from singalaut.verify.constraints.check import in_language
+from singalaut.verify.form import repeated_share
 
 log = logging.getLogger("singalaut")
-ALARM_STEPS = 10  # whose mean length an alarm compares with
-OLD_WEIGHTS = 0.5  # nats a token; engine and trainer differ by 0.01 where both have one model
+READ_ANSWERS = 64  # of a step, whose language and repetitions are looked at (2 ms each)
+REASONS = 3
 
 
 def figures_of(
@@ -41,8 +43,12 @@ def figures_of(
         "mean_length": tokens / len(answers),
         "truncated": sum(a.is_truncated for a in answers) / len(answers),
         "tokens": tokens,
+        **_texts(answers[:: -(-len(answers) // READ_ANSWERS)]),
         "seconds": {name: round(value, 4) for name, value in seconds.items()},
     }
+    unscored = Counter("; ".join(a.score.reasons) for a in answers if a.score.value is None)
+    if unscored:
+        figures["unscored_because"] = dict(unscored.most_common(REASONS))
     if rollouts.failures:
         figures["failures"] = rollouts.failures
     if meters is not None:
@@ -60,51 +66,6 @@ def figures_of(
         if meters.replay_loss is not None:
             figures["replay_loss"] = meters.replay_loss
     return figures
-
-
-class Watch:
-    """Warns of what looks like a reward that is being tricked, or like an engine left behind.
-
-    Begins with the lines of metrics that an earlier run of the stage has left.
-    """
-
-    def __init__(self, lines: Sequence[Mapping[str, Any]]):
-        self.flat_steps = 0
-        """Steps in a row, up to now, in which there was nothing to learn."""
-        self._lengths: list[float] = []
-        for line in lines:
-            self._count(line)
-
-    def see(self, figures: Mapping[str, Any], step: int) -> None:
-        """Count a step, and say what is odd about it."""
-        mean = figures["mean_length"]
-        if len(self._lengths) >= ALARM_STEPS and self._lengths[0]:
-            usual = sum(self._lengths) / len(self._lengths)
-            if mean > 2 * usual or mean < usual / 3:
-                log.warning("step %d: answers have %.0f tokens, before %.0f", step, mean, usual)
-                self._lengths.clear()  # say so again only if they change as much again
-        if figures["flat_groups"] == 1:
-            log.warning(
-                "step %d: no prompt had answers of different reward, %d in a row",
-                step,
-                self.flat_steps + 1,
-            )
-        if figures["unscored"] == 1:
-            log.warning("step %d: no answer could be scored; `rollouts/` has the reasons", step)
-        if figures.get("mismatch", 0) > OLD_WEIGHTS:
-            log.warning(
-                "step %d: engine and trainer differ by %.2f nats a token: have they other weights?",
-                step,
-                figures["mismatch"],
-            )
-        for reason, count in figures.get("failures", {}).items():
-            log.warning("step %d: %d prompts got no answers: %s", step, count, reason)
-        self._count(figures)
-
-    def _count(self, figures: Mapping[str, Any]) -> None:
-        self.flat_steps = 0 if "loss" in figures else self.flat_steps + 1
-        if len(self._lengths) < ALARM_STEPS:
-            self._lengths.append(figures["mean_length"])
 
 
 def measure(asking: Asking, held_out: Sequence[Task]) -> dict[str, Any] | None:
@@ -138,6 +99,7 @@ def measure(asking: Asking, held_out: Sequence[Task]) -> dict[str, Any] | None:
     count = int(np.isfinite(rewards).sum())
     if not count:
         log.warning("no answer to a held-out prompt could be scored")
+        return None
     return {
         "held_out_reward": _mean(rewards),
         "held_out_standard_error": (
@@ -146,6 +108,14 @@ def measure(asking: Asking, held_out: Sequence[Task]) -> dict[str, Any] | None:
         "held_out_by_language": _by_label((s.language, value) for s, value in scored),
         "held_out_by_source": _by_label((s.source, value) for s, value in scored),
     }
+
+
+def _texts(answers: Sequence[Rollout]) -> dict[str, float]:
+    """Shares of answers in their sample's language, and of phrases that were there before."""
+    known = [answer for answer in answers if answer.language != "unknown"]
+    right = [in_language(a.text, a.language, prompt=a.question).ok for a in known]
+    found = {"repeated": _mean(np.array([repeated_share(a.text) for a in answers]))}
+    return found | ({"right_language": _mean(np.array(right, float))} if right else {})
 
 
 def _by_label(values: Iterable[tuple[str | None, float]]) -> dict[str, float]:

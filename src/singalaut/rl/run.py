@@ -21,11 +21,12 @@ from singalaut.model.gemma3 import Gemma3
 from singalaut.model.hf import copy_companions
 from singalaut.progress import progress
 from singalaut.rl.ahead import Ahead
+from singalaut.rl.alarms import Watch, why_flat
 from singalaut.rl.ask import Asking, Task, roll_out
 from singalaut.rl.config import RlConfig
 from singalaut.rl.curriculum import Order, Rated, choose
 from singalaut.rl.difficulty import Trial
-from singalaut.rl.figures import Watch, figures_of, measure
+from singalaut.rl.figures import figures_of, measure
 from singalaut.rl.learn import learn, reference_of
 from singalaut.rl.plan import rl_estimate
 from singalaut.rl.rollouts import Rollouts, load_rollouts, save_rollouts
@@ -120,12 +121,9 @@ def run_rl(
                 work.log(step=step, **figures, memory_gib=memory, next_place=place)
             watch.see(figures, step)
             if config.stop_after_flat_steps and watch.flat_steps >= config.stop_after_flat_steps:
-                raise DataError(
-                    f"in {watch.flat_steps} steps in a row no prompt had answers of different "
-                    "reward",
-                    where=work.path,
-                    hint="take easier or harder prompts, or look at the reasons in `rollouts/`",
-                )
+                why, hint = why_flat(figures)
+                what = f"in {watch.flat_steps} steps in a row {why}"
+                raise DataError(what, where=work.path, hint=hint)
             bar.advance(reward=f"{figures['reward']:.3f}", length=f"{figures['mean_length']:.0f}")
             ends = team.world.any(stop.is_set())
             is_last = step + 1 == config.steps

@@ -5,12 +5,14 @@ Shapes: M candidates, D numbers of a vector.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping
 
 import numpy as np
 
 from singalaut.errors import RecipeError
 
+log = logging.getLogger("singalaut")
 MOST_CANDIDATES = 20_000  # of a varied choice: their similarities are a matrix
 
 
@@ -39,6 +41,14 @@ def quota_counts(
         open_.sort(key=lambda group: counts[group] - shares[group] * count)
         for group in open_[:left]:
             counts[group] += 1
+    for group, share in named.items():
+        if counts[group] < int(share * count):
+            log.warning(
+                "quota of `%s`: %d of %d rows are there; others take their place",
+                names[group],
+                counts[group],
+                int(share * count),
+            )
     return counts
 
 

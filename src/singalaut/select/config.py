@@ -118,6 +118,8 @@ class SelectConfig(GradientSettings):
             faults.append("targets of different names")
         if self.quotas and self.quota_by == "nothing":
             faults.append("`quota_by` with `quotas`")
+        if any(share < 0 for share in self.quotas.values()) or sum(self.quotas.values()) > 1 + 1e-9:
+            faults.append("`quotas` between 0 and 1 that come to 1 at most")
         if self.warmup_steps < self.checkpoints:
             faults.append("at least as many `warmup_steps` as `checkpoints`")
         if faults:
@@ -187,6 +189,8 @@ class SelectPairsConfig(GradientSettings):
             faults.append("targets of different names")
         if self.quotas and self.quota_by == "nothing":
             faults.append("`quota_by` with `quotas`")
+        if any(share < 0 for share in self.quotas.values()) or sum(self.quotas.values()) > 1 + 1e-9:
+            faults.append("`quotas` between 0 and 1 that come to 1 at most")
         if self.warmup_steps < self.checkpoints:
             faults.append("at least as many `warmup_steps` as `checkpoints`")
         if faults:

@@ -71,9 +71,11 @@ def run_select_pairs(
         (target.name, make_pairs((target.data,), [place], model, longest, _folder(work, number)))
         for number, (target, place) in enumerate(zip(config.targets, targets, strict=True))
     ]
+    places = _places(config, pool)  # a quota that cannot be met is told before the work
     scores = _scores(config, model, [("pool", pool), *wanted], work, seed)
     value = worth(scores)
-    chosen = _choose(config, pool, value)
+    chosen = np.concatenate([members[best(value[members], number)] for members, number in places])
+    chosen = chosen[best(value[chosen], len(chosen))]
     _write(config, sources, data, pool, chosen, work)
     rows = _rows(config, pool, scores)
     _report(config, pool, scores, chosen, rows, data, work)
@@ -159,19 +161,14 @@ def _gradients_of(
     return gradients_of
 
 
-def _choose(config: SelectPairsConfig, pool: Pairs, value: np.ndarray) -> np.ndarray:
-    """Places in the pool of the chosen pairs, the best first."""
-    count = config.count or max(1, round((config.share or 0) * len(value)))
-    groups = np.zeros(len(value), dtype=np.int64)
-    counts = {0: min(count, len(value))}
-    if config.quota_by == "language":
-        groups = pool.records["language"].astype(np.int64)
-        counts = quota_counts(groups, pool.languages, config.quotas, count)
-    members = {group: np.flatnonzero(groups == group) for group in counts}
-    picked = np.concatenate(
-        [members[group][best(value[members[group]], number)] for group, number in counts.items()]
-    )
-    return picked[best(value[picked], len(picked))]
+def _places(config: SelectPairsConfig, pool: Pairs) -> list[tuple[np.ndarray, int]]:
+    """The pairs of each language that has its own quota, and how many of them are chosen."""
+    count = config.count or max(1, round((config.share or 0) * len(pool)))
+    if config.quota_by == "nothing":
+        return [(np.arange(len(pool)), min(count, len(pool)))]
+    groups = pool.records["language"].astype(np.int64)
+    counts = quota_counts(groups, pool.languages, config.quotas, count)
+    return [(np.flatnonzero(groups == group), number) for group, number in counts.items()]
 
 
 def _write(

@@ -64,11 +64,12 @@ def run_select(
     """
     material = open_material(config, model, data, targets, prepared)
     pool = material.pool
+    places = _places(config, pool)  # a quota that cannot be met is told before the work
     measured = None
     if config.takes_gradients or config.method == "loss":
         measured = _measure(config, model, material, work, seed)
     scores = _scores(config, model, material, measured, seed)
-    chosen = _choose(config, pool, worth(scores), measured)
+    chosen = _choose(config, places, worth(scores), measured)
     write_subset(pool.store, pool.documents[chosen].tolist(), work.path / "data")
     features = None if measured is None else measured.pool
     facts = write_report(work.path, config, material, scores, chosen, features)
@@ -161,22 +162,28 @@ def _el2n(config: SelectConfig, model: Path, pool: Rows) -> np.ndarray:
     return norms
 
 
+def _places(config: SelectConfig, pool: Rows) -> list[tuple[np.ndarray, int]]:
+    """The rows of each group that has its own quota, and how many of them are chosen."""
+    total = len(pool.documents)
+    count = config.count or max(1, round((config.share or 0) * total))
+    if config.quota_by == "nothing":
+        return [(np.arange(total), min(count, total))]
+    groups = pool.store.documents[pool.documents][config.quota_by].astype(np.int64)
+    languages, sources = pool.store.languages, [s.name for s in pool.store.sources]
+    names = languages if config.quota_by == "language" else sources
+    counts = quota_counts(groups, names, config.quotas, count)
+    return [(np.flatnonzero(groups == group), number) for group, number in counts.items()]
+
+
 def _choose(
-    config: SelectConfig, pool: Rows, value: np.ndarray, measured: Measured | None
+    config: SelectConfig,
+    places: Sequence[tuple[np.ndarray, int]],
+    value: np.ndarray,
+    measured: Measured | None,
 ) -> np.ndarray:
     """Places in the pool of the chosen rows, the best first."""
-    count = config.count or max(1, round((config.share or 0) * len(value)))
-    records = pool.store.documents[pool.documents]
-    if config.quota_by == "nothing":
-        groups, counts = np.zeros(len(value), dtype=np.int64), {0: min(count, len(value))}
-    else:
-        groups = records[config.quota_by].astype(np.int64)
-        languages, sources = pool.store.languages, [s.name for s in pool.store.sources]
-        names = languages if config.quota_by == "language" else sources
-        counts = quota_counts(groups, names, config.quotas, count)
     chosen = [np.empty(0, dtype=np.int64)]
-    for group, number in counts.items():
-        members = np.flatnonzero(groups == group)
+    for members, number in places:
         wide = number if config.diversity == "none" else round(config.diversity_pool * number)
         candidates = members[best(value[members], wide)]
         if config.diversity != "none" and number:

@@ -13,6 +13,7 @@ import torch
 
 from singalaut.artifact import Work
 from singalaut.contracts import derive
+from singalaut.errors import DataError
 from singalaut.model.gemma3 import Gemma3
 from singalaut.progress import progress
 from singalaut.select.config import GradientSettings
@@ -61,6 +62,11 @@ def measure_sets(
                 checkpoints.save(end)
                 checkpoints.finish()
                 done = end
+            if not any("step" in state for state in optimizer.state.values()):
+                raise DataError(
+                    "no step of the warm-up changed the adapter: loss or gradient is not finite",
+                    hint="is the model damaged? `singalaut generate` shows what it gives",
+                )
             for index, (each, features) in enumerate(zip(sets, found, strict=True)):
                 place = work.scratch / "features" / f"{number}-{index}"
                 steps = adam_steps(network, optimizer) if index == 0 else None

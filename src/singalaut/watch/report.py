@@ -143,8 +143,10 @@ def _pair(first: Mapping[str, Any], last: Mapping[str, Any], name: str) -> list[
 def _left_out(trained: Sequence[Line]) -> list[str]:
     bad = [line for line in trained if line.get("left_out")]
     parts = ["<h2>Steps left out</h2>"]
+    if idle := sum("loss" not in line for line in trained):
+        parts.append(f"<p>{idle:,} of {len(trained):,} steps had nothing to learn from.</p>")
     if not bad:
-        return [*parts, "<p>None: every step changed the weights.</p>"]
+        return parts if idle else [*parts, "<p>None: every step changed the weights.</p>"]
     rows = [(line["step"], line.get("loss"), line.get("gradient_norm")) for line in bad[:MOST_ROWS]]
     told = f"<p>{len(bad):,} of {len(trained):,} steps changed nothing: their loss or gradient "
     told += "was not finite, or the gradient was a spike.</p>"

@@ -28,6 +28,8 @@ POLICY = {
     "mismatch": "Engine and trainer apart, nats",
     "mean_length": "Tokens in an answer",
     "truncated": "Share of answers cut off",
+    "right_language": "Share of answers in the language asked for",
+    "repeated": "Share of phrases that were there before",
     "flat_groups": "Share of prompts that teach nothing",
     "unscored": "Share of answers without a score",
 }
@@ -59,7 +61,8 @@ def rollout_parts(run: Run) -> list[str]:
         *_before_and_after(held_out),
         "<h2>Policy</h2>",
         _grid(policy),
-        *_failures(trained),
+        *_reasons(trained, "failures", "Prompts without answers", "prompts"),
+        *_reasons(trained, "unscored_because", "Answers without a score", "answers"),
         *_phases(trained),
         *_answers(run.folder / "rollouts"),
     ]
@@ -100,15 +103,15 @@ def _before_and_after(held_out: Sequence[Line]) -> list[str]:
     return [table(("held-out reward", *steps), rows)]
 
 
-def _failures(trained: Sequence[Line]) -> list[str]:
-    """Prompts that got no answers, by reason, where there were such."""
+def _reasons(trained: Sequence[Line], name: str, title: str, what: str) -> list[str]:
+    """What failed, by reason, where anything did."""
     sums: dict[str, int] = {}
     for line in trained:
-        for reason, count in (line.get("failures") or {}).items():
+        for reason, count in (line.get(name) or {}).items():
             sums[reason] = sums.get(reason, 0) + count
     if not sums:
         return []
-    return ["<h2>Prompts without answers</h2>", table(("why", "prompts"), list(sums.items()))]
+    return [f"<h2>{title}</h2>", table(("why", what), list(sums.items()))]
 
 
 def _phases(trained: Sequence[Line]) -> list[str]:
