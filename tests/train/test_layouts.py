@@ -33,10 +33,12 @@ TWO = {
     "neighbours with an adapter": {"tensor_parallel": 2, **ADAPTER},
     "neighbours with one key head": {"tensor_parallel": 2, "base": "one-key"},
     "replicas": {"replicas": 2},
+    "replicas, muon": {"replicas": 2, **MUON},
     "muon": MUON,
     "pictures": {"base": "seeing", "rows": "seen.jsonl", "batch_size": 3},
 }
 FOUR = {
+    "replicas of everything": {"replicas": 4},
     "replicas of parts": {"replicas": 2},
     "parts of neighbours": {"tensor_parallel": 2},
     "replicas of neighbours, muon": {"tensor_parallel": 2, "replicas": 2, **MUON},

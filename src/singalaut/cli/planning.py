@@ -294,8 +294,8 @@ def _print_memory(
     parts = [(name, size) for name, size in estimate.memory.items() if size]
     parts += [("all", estimate.memory_bytes), (f"there is ({fits})", room)]
     print(show.table([{"part": name, "GiB": round(size / GIB, 1)} for name, size in parts]))
-    if estimate.memory_bytes > room:
-        helps = remedies(estimate.memory, room, stage.config.model_dump())
+    helps = remedies(estimate.memory, room, stage.config.model_dump())
+    if estimate.memory_bytes > room and helps:
         print("what would help: " + " or ".join(helps))
     phases = ", ".join(f"{name} {_short(s / 3600)} h" for name, s in estimate.seconds.items() if s)
     told = f"time: {phases}; speed {estimate.speed_from}"

@@ -232,7 +232,8 @@ def _recipe(
         data["model"] = {"base": next(iter(models.values()))}
     places: dict[KeyPath, str] = {("stage", 0, name): _flag(name) for name in settings}
     for name, value in given.items():
-        if isinstance(value, Mapping):  # a table whose settings have flags of their own
+        if name in ("adapter", "clean", "protocol"):  # whose settings have flags of their own
+            assert isinstance(value, Mapping)
             places |= {("stage", 0, name, inner): _flag(inner) for inner in value}
     places[("seed",)] = "--seed"
     return parse_recipe(data, overrides, places=places, models=models), dict(models)

@@ -270,7 +270,8 @@ def _close(
     if len(twins) == len(gathered.documents):
         left_out = "; ".join(sorted({r["what"] for s in summaries for r in s.reasons}))
         what = f"no row is left: {left_out}" if left_out else "the sources have no rows"
-        read = ", ".join(sorted({summary.file for summary in summaries}))
+        files = sorted({summary.file for summary in summaries})
+        read = ", ".join(files[:3]) + (f" and {len(files) - 3} more" if files[3:] else "")
         raise DataError(what, where=read, hint="look at the files and the settings")
     report_file = out / "report" / "report.json"
     if report_file.exists():  # written before any token was moved by a run that was stopped

@@ -25,6 +25,7 @@ GEMMA_DUTIES = (
 )
 HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
 PUBLISHERS = ("google/", "aisingapore/")  # a bare `a/b` of others may as well be a folder
+LEARNED = ("data.", "replay.")  # how inputs are labelled that are trained on
 HIDDEN_SETTINGS = ("kind", "name")
 LIMITATIONS = """\
 - It has not been aligned for safety, and was not tested against adversarial prompts. Do your own
@@ -211,9 +212,12 @@ def _data(ran: Sequence[Manifest]) -> str:
     """What each stage was trained on; counts and licences where its manifest has them."""
     rows = []
     for manifest in ran:
-        inputs = [i for name, i in manifest.get("inputs", {}).items() if name.startswith("data.")]
+        inputs = [i for name, i in manifest.get("inputs", {}).items() if name.startswith(LEARNED)]
         contents = {PurePosixPath(given["path"]).name: given["key"] for given in inputs}
-        for source in manifest.get("data") or manifest.get("config", {}).get("data") or ():
+        config = manifest.get("config", {})
+        sources = list(manifest.get("data") or config.get("data") or ())
+        sources += (config.get("replay") or {}).get("data") or ()
+        for source in sources:
             name = PurePosixPath(source.get("source") or source.get("path") or "unnamed").name
             known = [source.get(figure) for figure in ("language", "rows", "licence")]
             known.append(contents.get(name, "")[:16])

@@ -74,8 +74,12 @@ class ComposedReward:
 
     def __enter__(self) -> ComposedReward:
         """Raises: RecipeError for a function that is not there, before anything is answered."""
-        for function in self._functions.values():
-            function.start()
+        try:
+            for function in self._functions.values():
+                function.start()
+        except BaseException:
+            self.close()
+            raise
         return self
 
     def __exit__(self, *_: object) -> None:

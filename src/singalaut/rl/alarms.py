@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import logging
 from collections import deque
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 log = logging.getLogger("singalaut")
@@ -70,29 +70,38 @@ class Watch:
         """Warn once of each drift, and again if it comes back."""
         if len(self._usual) < USUAL_STEPS:
             return
-        before = {name: _mean(self._usual, name) for name in ("language", "repeated")}
-        now = {name: _mean(self._recent, name) for name in before}
-        form, content = (
-            (_mean(self._usual, name), _mean(self._recent, name)) for name in ("form", "content")
-        )
-        self._tell(
-            "language",
-            now["language"] < before["language"] - DRIFT,
-            f"step {step}: {now['language']:.0%} of the answers are in the language asked for, "
-            f"before {before['language']:.0%}",
-        )
-        self._tell(
-            "repeated",
-            now["repeated"] > before["repeated"] + DRIFT,
-            f"step {step}: {now['repeated']:.0%} of an answer's phrases were there before, "
-            f"at first {before['repeated']:.0%}",
-        )
-        self._tell(
-            "form",
-            form[1] >= max(form[0], 0.8) and content[1] < content[0] / 2,
-            f"step {step}: answers have the form asked for ({form[1]:.0%}) and less in it: what "
-            f"they say is worth {content[1]:.2f}, at first {content[0]:.2f}",
-        )
+        if (language := self._means("language")) is not None:
+            before, now = language
+            self._tell(
+                "language",
+                now < before - DRIFT,
+                f"step {step}: {now:.0%} of the answers are in the language asked for, "
+                f"before {before:.0%}",
+            )
+        if (repeated := self._means("repeated")) is not None:
+            before, now = repeated
+            self._tell(
+                "repeated",
+                now > before + DRIFT,
+                f"step {step}: {now:.0%} of an answer's phrases were there before, "
+                f"at first {before:.0%}",
+            )
+        form, content = self._means("form"), self._means("content")
+        if form is not None and content is not None:
+            self._tell(
+                "form",
+                form[1] >= max(form[0], 0.8) and content[0] > 0 and content[1] < content[0] / 2,
+                f"step {step}: answers have the form asked for ({form[1]:.0%}) and less in it: "
+                f"what they say is worth {content[1]:.2f}, at first {content[0]:.2f}",
+            )
+
+    def _means(self, name: str) -> tuple[float, float] | None:
+        """Of the first steps and of the last; None where either have no such number."""
+        found = [
+            [step[name] for step in steps if name in step] for steps in (self._usual, self._recent)
+        ]
+        first, last = found
+        return (sum(first) / len(first), sum(last) / len(last)) if first and last else None
 
     def _tell(self, what: str, is_so: bool, message: str) -> None:
         if is_so and what not in self._told:
@@ -124,8 +133,3 @@ def _shares(figures: Mapping[str, Any]) -> dict[str, float]:
         "content": sum(content) / len(content) if content else None,
     }
     return {name: value for name, value in found.items() if value is not None}
-
-
-def _mean(steps: Iterable[Mapping[str, float]], name: str) -> float:
-    values = [step[name] for step in steps if name in step]
-    return sum(values) / len(values) if values else 0.0

@@ -188,7 +188,7 @@ class RlConfig(StageSettings):
     """Prompts whose answers all have one reward teach nothing and are replaced: by at most so many
     times `prompts_per_step` others."""
     stop_after_flat_steps: int | None = Field(None, ge=1)
-    """Stop after so many steps in a row in which no prompt had answers of different reward."""
+    """Stop after so many steps in a row in which there was nothing to learn."""
     held_out: int = Field(16, ge=0)
     """Prompts kept from learning, answered greedily to measure progress."""
     evaluate_every: int = Field(20, ge=1)
@@ -233,6 +233,12 @@ class RlConfig(StageSettings):
         if self.engine.kind == "remote" and self.engine.update == "adapter" and not self.adapter:
             raise ValueError('`update = "adapter"` needs an `adapter` that is trained')
         return self
+
+    def key_settings(self) -> dict[str, Any]:
+        settings = super().key_settings()
+        if self.replay is None:
+            del settings["replay"]  # keys of before there was this stay as they were
+        return settings
 
     def inputs(self) -> dict[str, str]:
         return {"model": self.model}

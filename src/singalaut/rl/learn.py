@@ -44,10 +44,10 @@ def learn(
     if config.updates > 1 or config.kl:
         known = _known(config, network, reference, rollouts, team)
     rate = config.learning_rate * min(1.0, (step + 1) / max(1, config.warmup_steps))
-    again = [] if replay is None else replay.micros(step, config.micro_tokens)
+    replayed = [] if replay is None else replay.micros(step, config.micro_tokens)
     meters = None
     for _ in range(config.updates):
-        meters = policy_step(network, optimizer, rollouts, config, rate, known, team, again)
+        meters = policy_step(network, optimizer, rollouts, config, rate, known, team, replayed)
         if not meters.is_finite:
             log.warning("step %d left out: loss %s", step, meters.loss)
     return meters

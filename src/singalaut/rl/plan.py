@@ -120,7 +120,7 @@ def rl_estimate(
         shape,
         answers=answers,
         context_tokens=config.max_prompt_tokens + config.max_tokens,
-        micro_tokens=config.micro_tokens,
+        micro_tokens=max(config.micro_tokens, config.replay.max_tokens if config.replay else 0),
         precision=config.precision,
         keep=config.keep,
         learned=None if config.adapter is None else adapter_weights(shape, config.adapter),
@@ -130,6 +130,8 @@ def rl_estimate(
         has_copy=config.overlap,
     )
     notes = ["prompts that teach nothing and are replaced come on top of the time"]
+    if config.replay is not None:
+        notes.append("conversations that are learned again come on top of time and tokens")
     if fleet.count > 1 and not config.sharded:
         notes.append("every device holds all weights; `sharded` cuts them among the devices")
     tokens = config.steps * answers * float(length)

@@ -126,12 +126,12 @@ def policy_step(
     learning_rate: float,
     known: Mapping[int, Known] | None = None,
     team: Team = ALONE,
-    again: Sequence[Micro] = (),
+    replayed: Sequence[Micro] = (),
 ) -> PolicyMeters:
     """Accumulate the gradients of all answers of a step over all processes, clip, update.
 
     `known` has what was computed before a first update; without it, the probabilities of now are
-    the old ones. `again` is what `config.replay` adds. Where loss or gradient are not finite,
+    the old ones. `replayed` is what `config.replay` adds. Where loss or gradient are not finite,
     nothing is changed.
     """
     answers = rollouts.answers
@@ -181,8 +181,8 @@ def policy_step(
     *totals, learned_tokens, loss_sum = team.world.total(torch.from_numpy(sums).to(device)).tolist()
     largest = team.largest(torch.tensor(largest, device=device)).item()
     replay_loss = None
-    if again and config.replay is not None:
-        tally = accumulate(model, again, team.world, config.replay.weight, team.cut.size)
+    if replayed and config.replay is not None:
+        tally = accumulate(model, replayed, team.world, config.replay.weight, team.cut.size)
         replay_loss = tally.mean(team.world)
     team.sum_gradients([p for group in optimizer.param_groups for p in group["params"]])
     joined = join_gradients(optimizer, team.cut)

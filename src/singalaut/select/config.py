@@ -68,7 +68,7 @@ class GradientSettings(StageSettings):
 class SelectConfig(GradientSettings):
     """Chooses the rows to learn from; the result is prepared data."""
 
-    VERSION: ClassVar[int] = 2
+    VERSION: ClassVar[int] = 3
     OUTPUT: ClassVar[str] = "data"
     NOT_IN_KEY: ClassVar[dict[str, Any]] = {
         "model": True,
@@ -142,7 +142,7 @@ class SelectConfig(GradientSettings):
 class SelectPairsConfig(GradientSettings):
     """Chooses the pairs to align with; the result is pairs."""
 
-    VERSION: ClassVar[int] = 1
+    VERSION: ClassVar[int] = 2
     OUTPUT: ClassVar[str] = "pairs"
     NOT_IN_KEY: ClassVar[dict[str, Any]] = {
         "model": True,

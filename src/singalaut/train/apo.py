@@ -70,7 +70,10 @@ def run_apo(
     material = _open_material(config, model, data, replayed, work, seed, world)
     pairs, steps = material.pairs, material.steps
     network = trainable(config, model, pairs.about["end_of_turn"], seed, world)
-    check_device(network, config, model, world, max(config.micro_tokens, 2 * config.max_tokens))
+    longest = max(config.micro_tokens, 2 * config.max_tokens)
+    if config.replay is not None:
+        longest = max(longest, config.replay.max_tokens)
+    check_device(network, config, model, world, longest)
     scored = _reference(config, network, reference, material, work, world)
     optimizer = open_optimizer(config, network, derive(seed, "adamw"), world)
     checkpoints = Checkpoints(
@@ -150,6 +153,7 @@ def _learn(
     )
     rows = pack_pairs(material.pairs, chosen, config.micro_tokens)
     replay = material.replay
+    replayed = [] if replay is None else replay.micros(step, config.micro_tokens)
     found = pair_step(
         network,
         optimizer,
@@ -160,12 +164,13 @@ def _learn(
         rate,
         config.max_gradient_norm,
         world,
-        [] if replay is None else replay.micros(step, config.micro_tokens),
+        replayed,
         1.0 if replay is None else replay.config.weight,
     )
     meters = _meters(found.table, material.pairs, chosen)
     if world.is_first:
         lengths = [length for row in rows for length in row.lengths]
+        lengths += [length for micro in replayed for length in micro.lengths]
         seconds = time.monotonic() - begin
         adapted = config.adapter is not None
         work.log(

@@ -166,7 +166,7 @@ class SftConfig(StageSettings):
 class ApoConfig(StageSettings):
     """Alignment on pairs of a chosen and a rejected answer: APO, or DPO, IPO, SimPO."""
 
-    VERSION: ClassVar[int] = 1
+    VERSION: ClassVar[int] = 2
     OUTPUT: ClassVar[str] = "model"
     NOT_IN_KEY: ClassVar[dict[str, Any]] = {
         "model": True,

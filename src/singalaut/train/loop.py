@@ -14,8 +14,15 @@ def why_left_out(fault: tuple[float, float], limit: float | None) -> str:
     """Why a step was not taken: `fault` is its loss and gradient norm, `limit` what is a spike."""
     loss, norm = fault
     told = f"loss {loss:.4g}, gradient norm {norm:.4g}"
-    is_spike = limit is not None and math.isfinite(loss) and limit < norm < math.inf
-    return f"{told}, a spike: more than {limit:.4g}" if is_spike else f"{told}, not finite"
+    if is_spike(fault, limit):
+        return f"{told}, a spike: more than {limit:.4g}"
+    return f"{told}, not finite"
+
+
+def is_spike(fault: tuple[float, float], limit: float | None) -> bool:
+    """Whether loss and gradient norm are numbers, and the norm too large a one."""
+    loss, norm = fault
+    return limit is not None and math.isfinite(loss) and limit < norm < math.inf
 
 
 def no_progress(
@@ -36,5 +43,5 @@ def no_progress(
         + (f", the last of {len(bad)} bad steps in a row" if len(bad) > 1 else "")
         + f"; {kept}",
         where=work.path,
-        hint=remedy + ("" if limit is None else "; or raise `spike`, or take it out"),
+        hint=remedy + ("; or raise `spike`, or take it out" if is_spike(fault, limit) else ""),
     )

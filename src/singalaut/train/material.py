@@ -65,7 +65,7 @@ def open_material(
         longest=config.max_tokens,
         without=held_out,
     )
-    _check_context(store, mixed, read_config(model).max_positions, config.max_tokens)
+    check_context(store, mixed, read_config(model).max_positions, config.max_tokens)
     total = sum(mixed.quotas)
     log.info("%s conversations in a pass, %d held out", f"{total:,.0f}", len(held_out))
     steps = config.steps or math.ceil((config.epochs or 1) * total / config.batch_size)
@@ -86,7 +86,7 @@ def _held_out(store: Store, count: int, longest: int, seed: int) -> np.ndarray:
     return np.concatenate(chosen)
 
 
-def _check_context(store: Store, mixed: Mixture, context: int, max_tokens: int) -> None:
+def check_context(store: Store, mixed: Mixture, context: int, max_tokens: int) -> None:
     """Refuse conversations that are longer than what the model was made for."""
     documents = np.concatenate(mixed.groups)
     longest = documents[store.documents["tokens"][documents].argmax()]

@@ -78,13 +78,13 @@ def pair_step(
     learning_rate: float,
     max_gradient_norm: float,
     world: World = ALONE,
-    again: Sequence[Micro] = (),
+    replayed: Sequence[Micro] = (),
     weight: float = 1.0,
 ) -> PairStep:
     """Descend along the mean loss of the step's pairs; each process takes its share of the rows.
 
     `answers` has the tokens and `reference` the reference's log-probabilities of both answers of
-    each pair, [B, 2]; conversations of `again` add `weight` × their mean loss. Where loss or
+    each pair, [B, 2]; conversations of `replayed` add `weight` × their mean loss. Where loss or
     gradient are not finite, nothing is changed.
     """
     count = len(answers)
@@ -94,11 +94,11 @@ def pair_step(
 
     table = _measure(model, rows, answers, reference, loss, world, learn)
     mean = float(table[:, 0].mean())
-    replay_loss = accumulate(model, again, world, weight).mean(world) if again else None
+    replay_loss = accumulate(model, replayed, world, weight).mean(world) if replayed else None
     joined = join_gradients(optimizer, world)
     norm, taken = descend(optimizer, learning_rate, max_gradient_norm, mean, joined)
     tokens = sum(row.tokens.numel() for row in rows)
-    tokens += sum(micro.tokens.numel() for micro in again)
+    tokens += sum(micro.tokens.numel() for micro in replayed)
     return PairStep(table, norm, tokens, taken, replay_loss)
 
 

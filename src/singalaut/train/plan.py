@@ -164,10 +164,16 @@ def remedies(plan: Mapping[str, int], room: int, settings: Mapping[str, Any]) ->
             ("precision", "rounded", 'set `precision = "rounded"`'),
             ("moments", "int8", 'set `moments = "int8"`'),
         ]
-    helps = [text for name, value, text in known if settings.get(name) != value]
+    helps = [
+        text for name, value, text in known if not settings or settings.get(name, value) != value
+    ]
     if fixed > 0.8 * room:
         helps += [] if settings.get("adapter") else ["train an `adapter`"]
         helps.append("use more GPUs by `torchrun`")
+        if settings.get("sharded") is False:
+            helps[-1] += " and `sharded = true`"
+    elif "prompts_per_step" in settings:
+        helps.append("ask for fewer or shorter answers")
     return helps
 
 

@@ -13,10 +13,12 @@ from pathlib import Path
 
 from singalaut.contracts import derive
 from singalaut.data.batches import Micro, micro_batches
-from singalaut.data.cache import cached_store
+from singalaut.data.cache import cached_store, open_store, stored_in
 from singalaut.data.mix import Mixture, mixture
 from singalaut.data.store import Store
+from singalaut.model.hf import read_config
 from singalaut.train.config import ReplayConfig
+from singalaut.train.material import check_context
 from singalaut.train.pictures import sight_of
 
 
@@ -40,16 +42,22 @@ def open_replay(
 ) -> Replay | None:
     """The rows of `data`, the file or folder of each source, tokenised now or earlier.
 
-    Raises: DataError where nothing is left to learn.
+    Raises: DataError where nothing is left to learn, or a conversation exceeds the context.
     """
     if config is None:
         return None
-    store = cached_store(config.data, data, model, config.max_tokens, sight_of(model))
+    prepared = stored_in(data)
+    if prepared is None:
+        store = cached_store(config.data, data, model, config.max_tokens, sight_of(model))
+    else:
+        store = open_store(prepared, model)
+    sources = config.data if prepared is None else store.sources
     mixed = mixture(
         store,
         derive(seed, "replay"),
-        weights=[source.weight for source in config.data],
-        limits=[source.limit for source in config.data],
+        weights=[source.weight for source in sources],
+        limits=[source.limit for source in sources],
         longest=config.max_tokens,
     )
+    check_context(store, mixed, read_config(model).max_positions, config.max_tokens)
     return Replay(config, store, mixed)

@@ -69,14 +69,15 @@ def accumulate(
     micros: Sequence[Micro],
     world: World,
     weight: float = 1.0,
-    averaged: int | None = None,
+    averaged_over: int | None = None,
 ) -> Tally:
     """Add the gradients of `weight` × the mean loss of all processes' micro-batches.
 
-    `averaged` gradients are going to be averaged, those of all shares where None.
+    `averaged_over` says of how many processes gradients are averaged later: of all that have a
+    share, where None.
     """
     learned = max(1, sum(int(micro.mask.sum()) for micro in micros))
-    parts = world.data_size if averaged is None else averaged
+    parts = world.data_size if averaged_over is None else averaged_over
     tally = Tally(micros)
     own = share(micros, world)
     for micro, images in zip(own, _images_of(model, own), strict=True):

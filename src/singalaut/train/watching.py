@@ -107,7 +107,7 @@ def open_samplers(
         return _lent(network, asked)
     held = sum(p.numel() * p.element_size() for p in network.parameters())
     weight_bytes = held * world.tensor  # neighbours have matrices in parts
-    if world.device.type == "cuda" and not is_small(weight_bytes, world):
+    if world.device.type == "cuda" and not (world.is_uncut or is_small(weight_bytes, world)):
         raise MachineError(
             f"answers while training need all weights in one process, and {weight_bytes / GIB:.1f} "
             f"GiB are cut among {world.size} because a device has no room for them beside its work",

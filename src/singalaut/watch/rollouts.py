@@ -21,6 +21,7 @@ COLUMNS = (
     *("prompt_id", "place", "language", "source", "question", "text", "finish_reason"),
     *("reward", "parts", "reasons", "advantage"),
 )
+MOST_REASONS = 20  # of a table
 GROUPS = 4  # prompts of a step whose best and worst answers are shown
 POLICY = {
     "entropy": "Entropy, nats a token",
@@ -111,7 +112,8 @@ def _reasons(trained: Sequence[Line], name: str, title: str, what: str) -> list[
             sums[reason] = sums.get(reason, 0) + count
     if not sums:
         return []
-    return [f"<h2>{title}</h2>", table(("why", what), list(sums.items()))]
+    common = sorted(sums.items(), key=lambda item: -item[1])[:MOST_REASONS]
+    return [f"<h2>{title}</h2>", table(("why", what), common)]
 
 
 def _phases(trained: Sequence[Line]) -> list[str]:
