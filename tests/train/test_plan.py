@@ -66,4 +66,11 @@ def test_a_refusal_names_8_bits():
     assert 'moments = "int8"' in str(refused.value)
     has = {"precision": "rounded", "moments": "int8", "adapter": None}
     assert remedies(plan, 80 * GIB, has) == ["train an `adapter`", "use more GPUs by `torchrun`"]
-    assert "lower `micro_tokens`" in remedies(plan, 10**12, {"keep": "inputs"})
+    given = {"keep": "inputs", "micro_tokens": 4096}
+    assert remedies(plan, 10**12, given) == ["lower `micro_tokens`"]
+    rl = {"precision": "master", "adapter": None, "sharded": False}  # which has no `moments`
+    assert remedies(plan, 80 * GIB, rl) == [
+        'set `precision = "rounded"`',
+        "train an `adapter`",
+        "use more GPUs by `torchrun` and `sharded = true`",
+    ]

@@ -153,7 +153,7 @@ def _kept(config: Gemma3Config, keep: Keep, size: int, tensor: int) -> int:
 
 
 def remedies(plan: Mapping[str, int], room: int, settings: Mapping[str, Any]) -> list[str]:
-    """What would help a step that takes more than `room` bytes, and `settings` do not have yet."""
+    """What would help a step that takes more than `room` bytes, of what `settings` could have."""
     known = [
         ("keep", "inputs", 'set `keep = "inputs"`'),
         ("micro_tokens", 1, "lower `micro_tokens`"),
