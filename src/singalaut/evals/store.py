@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from singalaut.contracts import Message, SamplingParams
+from singalaut.database import open_database
 from singalaut.errors import ArtifactError, MachineError, from_os_error
 
 FORMAT = 1
@@ -53,9 +54,7 @@ class Store:
             raise from_os_error(error) from error
         self.path = path
         try:
-            self._connection = sqlite3.connect(path, timeout=60, check_same_thread=False)
-            self._connection.execute("PRAGMA journal_mode = WAL")
-            self._connection.execute("PRAGMA synchronous = NORMAL")
+            self._connection = open_database(path, check_same_thread=False)
             self._connection.execute("PRAGMA cache_size = -65536")
             found = self._connection.execute("PRAGMA user_version").fetchone()[0]
             if found not in (0, FORMAT):

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from singalaut.contracts import Message, Request, Sampler
+from singalaut.database import open_database
 from singalaut.errors import ArtifactError, from_os_error
 
 KEPT = ("stop", "length")
@@ -40,10 +41,7 @@ class Calls:
         except OSError as error:
             raise from_os_error(error) from error
         try:
-            self._connection = sqlite3.connect(path, timeout=60)
-            self._connection.execute("PRAGMA journal_mode = WAL")
-            self._connection.execute("PRAGMA synchronous = NORMAL")  # kill-proof
-            self._connection.execute(SCHEMA)
+            self._connection = open_database(path, SCHEMA)
         except sqlite3.Error as error:
             raise ArtifactError(
                 f"this is no store of answers: {error}", where=path, hint="move the file away"

@@ -15,6 +15,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from singalaut.contracts import Request, Reward, Sampler, SamplingParams
+from singalaut.database import open_database
 from singalaut.errors import ArtifactError, from_os_error
 from singalaut.progress import progress
 from singalaut.rl.ask import WHOLE, Task
@@ -118,14 +119,11 @@ def _open(store: Path) -> sqlite3.Connection:
     except OSError as error:
         raise from_os_error(error) from error
     try:
-        connection = sqlite3.connect(store, timeout=60)
-        connection.execute("PRAGMA journal_mode = WAL")
-        connection.execute(SCHEMA)
+        return open_database(store, SCHEMA)
     except sqlite3.Error as error:
         raise ArtifactError(
             f"this is no store of pass rates: {error}", where=store, hint="move the file away"
         ) from error
-    return connection
 
 
 def _find(connection: sqlite3.Connection, key: bytes) -> Rewards | None:
