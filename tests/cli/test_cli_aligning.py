@@ -65,6 +65,78 @@ def test_what_is_selected_is_tuned_on(cli, tmp_path, model):
     assert refused.exit_code == 2 and "`targets`" in refused.stderr
 
 
+def test_pairs_are_selected(cli, tmp_path, model):
+    rows = [{"prompt": f"{i}?", "chosen": f"yes {i}", "rejected": "no"} for i in range(6)]
+    write(tmp_path / "rows.jsonl", rows)
+    result = cli("select", *model, "--pairs", "rows.jsonl", "--method", "random", "--count", "3")
+    assert result.exit_code == 0, result.stderr
+    aligned = cli("apo", *model, "--data", result.stdout.strip(), "--steps", "1", "--rank", "2")
+    assert aligned.exit_code == 0 and "3 of 3 rows are pairs" in aligned.stderr, aligned.stderr
+    again = cli("select", *model, "--pairs", result.stdout.strip(), "--count", "2")
+    assert again.exit_code == 2 and "`targets` with the method `influence`" in again.stderr
+    both = cli("select", *model, "--pairs", "rows.jsonl", "--data", "rows.jsonl", "--count", "2")
+    assert both.exit_code == 2 and "one of `--data`, `--pairs`" in both.stderr
+
+
+def test_prompts_are_selected_learned_from_and_made_pairs_of(cli, tmp_path, model):
+    rows = [{"prompt": f"Say {i}, please.", "language": "en"} for i in range(8)]
+    write(tmp_path / "p.jsonl", rows)
+    write(tmp_path / "t.jsonl", rows[:2])
+    words = ("--prompts", "p.jsonl", "--count", "4", "--reward", "language")
+    result = cli("select", *model, *words, "--method", "random")
+    assert result.exit_code == 0, result.stderr
+    folder = result.stdout.strip()
+    assert len((tmp_path / folder / "data" / "prompts.jsonl").read_text().splitlines()) == 4
+    small = ("--set", "rl.held_out=0", "--set", "rl.max_tokens=4", "--set", "rl.samples=2")
+    learned = cli(
+        *("rl", *model, "--prompts", folder, "--reward", "language", "--steps", "1"), *small
+    )
+    assert learned.exit_code == 0, learned.stderr
+    pairs = cli("pairs", *model, "--prompts", folder, "--set", "pairs.sampling.max_tokens=4")
+    assert "no prompt became a pair" in pairs.stderr
+    few = ("--set", "select_prompts.samples=2", "--set", "select_prompts.max_tokens=4")
+    flat = cli("select", *model, *words, "--target", "t=t.jsonl", *few)
+    assert flat.exit_code == 2 and "nothing can be learned from `t`" in flat.stderr
+    nothing = cli("select", *model, "--prompts", "p.jsonl", "--count", "4", "--method", "random")
+    assert nothing.exit_code == 2 and "reward" in nothing.stderr
+
+
+def test_a_recipe_selects_prompts(cli, tmp_path, tiny_model):
+    write(tmp_path / "p.jsonl", [{"prompt": f"Say {i}.", "language": "en"} for i in range(8)])
+    recipe = f"""name = "r"
+[model]
+base = "{tiny_model}"
+[[stage]]
+kind = "select_prompts"
+prompts = [{{ path = "p.jsonl" }}]
+reward = {{ parts = [{{ kind = "language" }}] }}
+method = "random"
+count = 5
+[[stage]]
+kind = "rl"
+prompts = [{{ stage = "select_prompts" }}, {{ generate = 1 }}]
+reward = {{ parts = [{{ kind = "language" }}] }}
+steps = 1
+samples = 2
+max_tokens = 4
+held_out = 0
+"""
+    (tmp_path / "r.toml").write_text(recipe)
+    result = cli("run", "r.toml")
+    assert result.exit_code == 0, result.stderr
+    manifest = json.loads(next(tmp_path.glob("**/rl-*/manifest.json")).read_bytes())
+    assert manifest["prompts"]["rows"] == [
+        {"source": "generated", "language": "en", "rows": 1},
+        {"source": "p", "language": "en", "rows": 5},
+    ]
+    one = cli("select", "--recipe", "r.toml")
+    assert one.exit_code == 0 and "finished before" in one.stderr
+    (tmp_path / "r.toml").write_text(recipe.replace('stage = "select_prompts"', 'stage = "base"'))
+    result = cli("run", "r.toml")
+    assert result.exit_code == 2
+    assert "needs chosen prompts, and `base` gives a model" in result.stderr
+
+
 def test_a_recipe_selects_makes_pairs_and_aligns(cli, tmp_path, tiny_model):
     (tmp_path / "r.toml").write_text(
         f"""name = "r"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -15,7 +14,8 @@ from singalaut.cli.stages import (
     RecipeOption,
     SeedOption,
     StageOption,
-    data_source,
+    pairs_source,
+    prompt_source,
     run_stage,
 )
 
@@ -59,7 +59,7 @@ def pairs(
     from singalaut.errors import RecipeError
     from singalaut.recipe.plan import shown
 
-    sources: list[dict[str, object]] = [{"path": place} for place in prompts]
+    sources: list[dict[str, object]] = [{**prompt_source(place)} for place in prompts]
     if generate is not None:
         sources.append({"generate": generate, "languages": language or ["en"]})
     models = {} if model is None else {"base": model}
@@ -110,7 +110,7 @@ def apo(
     from singalaut.recipe.plan import shown
 
     settings = {
-        "data": [_pairs_source(place) for place in data],
+        "data": [pairs_source(place) for place in data],
         "loss": loss,
         "beta": beta,
         "steps": steps,
@@ -123,9 +123,3 @@ def apo(
     models = {} if model is None else {"base": model}
     made = run_stage("apo", recipe, stage, overrides, settings, models, flags)
     print(shown(made.path))
-
-
-def _pairs_source(place: str) -> dict[str, str]:
-    """A source of pairs; the folder of a stage `pairs` stands for the file in it."""
-    file = Path(place) / "data" / "pairs.jsonl"
-    return data_source(str(file) if file.exists() else place)

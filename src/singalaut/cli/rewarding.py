@@ -17,6 +17,9 @@ from singalaut.cli.stages import (
     RecipeOption,
     SeedOption,
     StageOption,
+    prompt_source,
+    reward_part,
+    reward_settings,
     run_stage,
 )
 
@@ -47,8 +50,8 @@ def rl(
     from singalaut.recipe.plan import shown
 
     settings = {
-        "prompts": [{"path": path} for path in prompts],
-        "reward": {"parts": [_part(kind) for kind in reward]} if reward else None,
+        "prompts": [prompt_source(place) for place in prompts],
+        "reward": reward_settings(reward),
         "steps": steps,
         "learning_rate": learning_rate,
         "adapter": None if rank is None else {"rank": rank},
@@ -118,11 +121,6 @@ def check(
         print(f"{rows:.0f} answers, {scored:.0f} scored, mean {mean}{more}")
 
 
-def _part(kind: str) -> dict[str, str]:
-    """The part of a reward that an option names: a kind, or a function as `module:name`."""
-    return {"kind": "function", "function": kind} if ":" in kind else {"kind": kind}
-
-
 def _reward(parts: Sequence[str], recipe: Path | None) -> RewardConfig:
     """What counts: the options' parts, or the reward of a recipe's stage. Raises: RecipeError."""
     from pydantic import ValidationError
@@ -147,7 +145,7 @@ def _reward(parts: Sequence[str], recipe: Path | None) -> RewardConfig:
             raise RecipeError(what, where="--part", hint=hint)
     chosen = parts or ("maths", "constraints", "language")
     try:
-        return RewardConfig.model_validate({"parts": [_part(kind) for kind in chosen]})
+        return RewardConfig.model_validate({"parts": [reward_part(kind) for kind in chosen]})
     except ValidationError as error:
         raise RecipeError(str(error.errors()[0]["ctx"]["error"]), where="--part") from error
 

@@ -123,22 +123,26 @@ def run_stage(
     models: Mapping[str, str],
     flags: Mapping[str, Any],
     run: RunStage | None = None,
+    kinds: Sequence[str] = (),
 ) -> Any:
-    """Run the stage of the recipe, or the one that the options describe; `run` may only help."""
+    """Run the stage of the recipe, or the one that the options describe; `run` may only help.
+
+    A recipe's stage may be of any of `kinds`, if given.
+    """
     from singalaut.errors import RecipeError
 
     given = {name: value for name, value in settings.items() if value not in (None, [])}
     if recipe_file is not None:
         used = [flag for flag, value in flags.items() if value is not None]
         used += [_flag(name) for name in given]
-        return _run_from_recipe(kind, recipe_file, stage, overrides, used, run)
+        return _run_from_recipe(kinds or (kind,), recipe_file, stage, overrides, used, run)
     if stage is not None:
         raise RecipeError("`--stage` needs a recipe", where="--stage", hint="add `--recipe`")
     return _run_from_options(kind, overrides, settings, models, flags, run)
 
 
 def _run_from_recipe(
-    kind: str,
+    kinds: Sequence[str],
     file: Path,
     stage: str | None,
     overrides: Sequence[str],
@@ -154,7 +158,8 @@ def _run_from_recipe(
         hint = "change the recipe's settings with `--set`"
         raise RecipeError(f"`{used[0]}` cannot be used with `--recipe`", where=used[0], hint=hint)
     recipe = load_recipe(file, overrides)
-    names = [each.name for each in recipe.stage if each.kind == kind]
+    names = [each.name for each in recipe.stage if each.kind in kinds]
+    kind = "` or `".join(kinds)
     if stage is None and len(names) == 1:
         stage = names[0]
     if stage is None:
@@ -245,6 +250,27 @@ def data_source(place: str) -> dict[str, str]:
         return {"path": place}
     _, name, *split = place.split(":", 2)
     return {"hub": name, **({"split": split[0]} if split else {})}
+
+
+def pairs_source(place: str) -> dict[str, str]:
+    """A source of pairs; the folder of a stage that has made some stands for the file in it."""
+    file = Path(place) / "data" / "pairs.jsonl"
+    return data_source(str(file) if file.exists() else place)
+
+
+def prompt_source(place: str) -> dict[str, str]:
+    """A file of prompts; the folder of a stage that has chosen some stands for the file in it."""
+    file = Path(place) / "data" / "prompts.jsonl"
+    return {"path": str(file) if file.exists() else place}
+
+
+def reward_settings(kinds: Sequence[str]) -> dict[str, Any] | None:
+    """What `--reward` names, if anything: parts by kind, functions as `module:name`."""
+    return {"parts": [reward_part(kind) for kind in kinds]} if kinds else None
+
+
+def reward_part(kind: str) -> dict[str, str]:
+    return {"kind": "function", "function": kind} if ":" in kind else {"kind": kind}
 
 
 def _stage_output(source: str) -> str:

@@ -7,7 +7,7 @@ from typing import Any, ClassVar, Literal
 from pydantic import Field, model_validator
 
 from singalaut.remote.config import EndpointConfig
-from singalaut.rewards.config import PromptSource
+from singalaut.rewards.config import WHERE_PROMPTS, PromptSource, prompt_files, prompt_stages
 from singalaut.settings import Settings, StageSettings
 
 
@@ -86,7 +86,7 @@ class PairsConfig(StageSettings):
     OUTPUT: ClassVar[str] = "pairs"
     NOT_IN_KEY: ClassVar[dict[str, Any]] = {
         "model": True,
-        "prompts": {"__all__": {"path"}},
+        "prompts": WHERE_PROMPTS,
         "rewriter": {"model": True, "endpoint": True},
         "judge": {"model": True, "endpoint": True},
         "evaluations": True,
@@ -136,11 +136,12 @@ class PairsConfig(StageSettings):
     def inputs(self) -> dict[str, str]:
         asked = {"rewriter": self.rewriter, "judge": self.judge}
         models = {label: who.model for label, who in asked.items() if who is not None}
-        return {"model": self.model, **{k: name for k, name in models.items() if name is not None}}
+        named = {k: name for k, name in models.items() if name is not None}
+        return {"model": self.model, **named, **prompt_stages(self.prompts)}
 
     def files(self) -> dict[str, str]:
-        found = {f"prompts.{i}": s.path for i, s in enumerate(self.prompts) if s.path is not None}
-        return found | {f"pack.{i}": place for i, place in enumerate(self.evaluations)}
+        packs = {f"pack.{i}": place for i, place in enumerate(self.evaluations)}
+        return prompt_files(self.prompts) | packs
 
     def key_settings(self) -> dict[str, Any]:
         """The settings that decide the output; of an endpoint, which model answers there."""

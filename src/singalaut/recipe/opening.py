@@ -12,10 +12,12 @@ from typing import TYPE_CHECKING
 from singalaut.data.config import DataSource
 from singalaut.recipe.plan import Plan, PlannedStage
 from singalaut.remote.config import EndpointConfig
+from singalaut.rewards.config import PromptSource
 
 if TYPE_CHECKING:
     from singalaut.contracts import Sampler
     from singalaut.evals.evaluate import Subject
+    from singalaut.rewards.samples import Source
 
 
 def open_model(source: str, folder: Path) -> Path:
@@ -54,6 +56,22 @@ def source_paths(
     """Where each source of rows lies; None for those of the hub."""
     labels = [f"{label}.{i}" for i in range(len(sources))]
     return [stage.inputs[label].path if label in stage.inputs else None for label in labels]
+
+
+def prompt_sources(
+    stage: PlannedStage, sources: Sequence[PromptSource], label: str = "prompts"
+) -> list[Source]:
+    """Where prompts with checkable answers come from: files, stages that chose them, or made."""
+    from singalaut.rewards.samples import Source
+
+    found = []
+    for number, source in enumerate(sources):
+        given = stage.inputs.get(f"{label}.{number}")
+        file = None if given is None else given.path
+        if file is not None and source.stage is not None:
+            file = file / "data" / "prompts.jsonl"
+        found.append(Source(file, source.generate, source.languages, source.language))
+    return found
 
 
 def local_subject(

@@ -16,11 +16,13 @@ WORDS = {
     "evaluation": "an evaluation",
     "release": "a release",
     "pairs": "pairs",
+    "prompts": "chosen prompts",
 }
 NEEDS = {
     "evaluation": "evaluation",
     "prepared": "data",
     "pairs": "pairs",
+    "prompts": "prompts",
 }  # by the label of an input; else a model
 RESERVED = ("base", *Recipe.model_fields)
 

@@ -16,7 +16,7 @@ from singalaut.merge.config import MergeConfig, MergeSearchConfig
 from singalaut.pairs.config import PairsConfig
 from singalaut.publish.config import CardConfig
 from singalaut.rl.config import RlConfig
-from singalaut.select.config import SelectConfig, SelectPairsConfig
+from singalaut.select.config import SelectConfig, SelectPairsConfig, SelectPromptsConfig
 from singalaut.settings import Settings, StageSettings
 from singalaut.train.config import ApoConfig, SftConfig
 
@@ -24,6 +24,7 @@ StageConfig = (
     PrepareConfig
     | SelectConfig
     | SelectPairsConfig
+    | SelectPromptsConfig
     | SftConfig
     | PairsConfig
     | ApoConfig

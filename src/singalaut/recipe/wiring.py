@@ -21,16 +21,18 @@ from singalaut.recipe.opening import (
     endpoint_subject,
     local_subject,
     model_path,
+    prompt_sources,
     recorded_subject,
     source_paths,
 )
 from singalaut.recipe.plan import Plan, PlannedStage
 from singalaut.rl.config import RlConfig
-from singalaut.select.config import SelectConfig, SelectPairsConfig
+from singalaut.select.config import SelectConfig, SelectPairsConfig, SelectPromptsConfig
 from singalaut.train.config import ApoConfig, ReplayConfig, SftConfig
 
 if TYPE_CHECKING:
     from singalaut.contracts import Message
+    from singalaut.rewards.samples import Source
     from singalaut.train.watching import Asked
 
 SAMPLE_QUESTION_TOKENS = 2048  # room for a question that is asked while a stage trains
@@ -151,23 +153,62 @@ def _select_pairs(stage: PlannedStage, plan: Plan, work: Work) -> None:
     )
 
 
+def _select_prompts(stage: PlannedStage, plan: Plan, work: Work) -> None:
+    from singalaut.contracts import derive
+    from singalaut.generate.engine import engine_over
+    from singalaut.rewards.compose import ComposedReward
+    from singalaut.rewards.samples import gather
+    from singalaut.rl.ask import Task
+    from singalaut.select.prompts import run_select_prompts
+    from singalaut.text.chat import ChatFormat
+    from singalaut.text.tokenizer import Tokenizer
+
+    config, seed = stage.config, plan.recipe.seed
+    assert isinstance(config, SelectPromptsConfig)
+    model = model_path(stage, plan, "model")
+    tokenizer = Tokenizer.load(model)
+    chat = ChatFormat.load(model, tokenizer)
+
+    def tasks_of(sources: Sequence[Source], seed: int) -> tuple[list[Task], dict[str, Any]]:
+        found = gather(sources, seed, chat.encode, config.max_prompt_tokens)
+        return [Task(sample, tokens) for sample, tokens in found.prompts], found.counts()
+
+    pool, work.facts["prompts"] = tasks_of(prompt_sources(stage, config.prompts), seed)
+    wanted = prompt_sources(stage, [target.prompts for target in config.targets], "target")
+    context = config.max_prompt_tokens + config.max_tokens
+    with ComposedReward(config.reward) as reward:
+        run_select_prompts(
+            config,
+            model=model,
+            end_of_turn=tokenizer.end_of_turn_id,
+            pool=pool,
+            targets=[
+                tasks_of([source], derive(seed, "target", number))[0]
+                for number, source in enumerate(wanted)
+            ],
+            engine_over=lambda network: engine_over(
+                network, model, context_tokens=context, batch_size=config.engine_batch_size
+            ),
+            reward=reward,
+            work=work,
+            seed=seed,
+        )
+
+
 def _pairs(stage: PlannedStage, plan: Plan, work: Work) -> None:
     from singalaut.artifact import home
     from singalaut.pairs.calls import Model
     from singalaut.pairs.run import run_pairs
-    from singalaut.rewards.samples import Source, gather
+    from singalaut.rewards.samples import gather
     from singalaut.text.chat import ChatFormat
     from singalaut.text.tokenizer import Tokenizer
 
     config, seed = stage.config, plan.recipe.seed
     assert isinstance(config, PairsConfig)
     files = {label: stage.inputs[label].path for label in config.files()}
-    sources = [
-        Source(files.get(f"prompts.{i}"), source.generate, source.languages, source.language)
-        for i, source in enumerate(config.prompts)
-    ]
     model = model_path(stage, plan, "model")
     chat = ChatFormat.load(model, Tokenizer.load(model))
+    sources = prompt_sources(stage, config.prompts)
     found = gather(sources, seed, chat.encode, config.max_prompt_tokens)
 
     def opened(label: str, who: RewriterConfig | JudgeConfig | None) -> Model | None:
@@ -222,7 +263,7 @@ def _rl(stage: PlannedStage, plan: Plan, work: Work) -> None:
     from singalaut.errors import DataError
     from singalaut.generate.engine import engine_over
     from singalaut.rewards.compose import ComposedReward
-    from singalaut.rewards.samples import Source, gather
+    from singalaut.rewards.samples import gather
     from singalaut.rl.run import Task, run_rl
     from singalaut.text.chat import ChatFormat
     from singalaut.text.tokenizer import Tokenizer
@@ -230,13 +271,9 @@ def _rl(stage: PlannedStage, plan: Plan, work: Work) -> None:
     config, seed = stage.config, plan.recipe.seed
     assert isinstance(config, RlConfig)
     model = model_path(stage, plan, "model")
-    files = {label: stage.inputs[label].path for label in config.files()}
-    sources = [
-        Source(files.get(f"prompts.{i}"), source.generate, source.languages, source.language)
-        for i, source in enumerate(config.prompts)
-    ]
     tokenizer = Tokenizer.load(model)
     chat = ChatFormat.load(model, tokenizer)
+    sources = prompt_sources(stage, config.prompts)
     checked = gather(sources, seed, chat.encode, config.max_prompt_tokens)
     work.facts["prompts"] = checked.counts()
     tasks = [Task(sample, tokens) for sample, tokens in checked.prompts]
@@ -375,6 +412,7 @@ STAGES: Mapping[str, StageFunction] = {
     "sft": _sft,
     "select": _select,
     "select_pairs": _select_pairs,
+    "select_prompts": _select_prompts,
     "pairs": _pairs,
     "apo": _apo,
     "merge": _merge,

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from collections.abc import Sequence
+from typing import Any, Literal
 
 from pydantic import Field, model_validator
 
@@ -52,11 +53,16 @@ class RewardConfig(Settings):
     """At least one; those that do not apply to a sample are left out."""
 
 
+WHERE_PROMPTS: dict[str, Any] = {"__all__": {"path", "stage"}}  # their contents count instead
+
+
 class PromptSource(Settings):
-    """Where prompts with checkable answers come from: a file, or our own templates."""
+    """Where prompts with checkable answers come from: a file, a stage, or our own templates."""
 
     path: str | None = None
     """A JSONL file of prompts with references or constraints."""
+    stage: str | None = None
+    """Instead: the stage that has chosen prompts."""
     generate: int = Field(0, ge=0)
     """Instead: how many prompts with constraints are composed."""
     languages: tuple[str, ...] = ("en",)
@@ -65,7 +71,17 @@ class PromptSource(Settings):
     """Of rows of the file that state none."""
 
     @model_validator(mode="after")
-    def _one_of_both(self) -> PromptSource:
-        if (self.path is None) == (self.generate == 0):
-            raise ValueError("a source of prompts needs either `path` or `generate`")
+    def _one_of_three(self) -> PromptSource:
+        if sum((self.path is not None, self.stage is not None, self.generate > 0)) != 1:
+            raise ValueError("a source of prompts needs one of `path`, `stage` and `generate`")
         return self
+
+
+def prompt_stages(sources: Sequence[PromptSource]) -> dict[str, str]:
+    """The stages that sources of prompts name, by label."""
+    return {f"prompts.{i}": s.stage for i, s in enumerate(sources) if s.stage is not None}
+
+
+def prompt_files(sources: Sequence[PromptSource]) -> dict[str, str]:
+    """The files that sources of prompts name, by label."""
+    return {f"prompts.{i}": s.path for i, s in enumerate(sources) if s.path is not None}

@@ -73,7 +73,7 @@ def roll_out(asking: Asking, place: int, step: int) -> Rollouts:
             count = min(wanted - len(kept), wanted * (1 + config.refill) - spent)
             tasks = asking.draw(place, count)
             place, spent, calls = place + count, spent + count, calls + 1
-            for group in _groups(asking, tasks, answers, calls, seconds):
+            for group in groups_of(asking, tasks, answers, calls, seconds):
                 if isinstance(group, str):
                     failures[group] += 1
                 else:
@@ -151,7 +151,7 @@ def reason_of(completion: Completion) -> str:
     return said or f"an answer ended with `{completion.finish_reason}`"
 
 
-def _groups(
+def groups_of(
     asking: Asking,
     tasks: Sequence[tuple[int, Task]],
     kept: Kept,

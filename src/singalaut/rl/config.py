@@ -7,7 +7,13 @@ from typing import Any, ClassVar, Literal
 from pydantic import Field, ValidationError, field_validator, model_validator
 
 from singalaut.remote.config import EndpointConfig
-from singalaut.rewards.config import PromptSource, RewardConfig
+from singalaut.rewards.config import (
+    WHERE_PROMPTS,
+    PromptSource,
+    RewardConfig,
+    prompt_files,
+    prompt_stages,
+)
 from singalaut.settings import Settings, StageSettings
 from singalaut.train.config import REPLAY_PATHS, AdapterConfig, ReplayConfig
 from singalaut.watch.config import WatchConfig
@@ -139,7 +145,7 @@ class RlConfig(StageSettings):
     OUTPUT: ClassVar[str] = "model"
     NOT_IN_KEY: ClassVar[dict[str, Any]] = {
         "model": True,
-        "prompts": {"__all__": {"path"}},
+        "prompts": WHERE_PROMPTS,
         "save_every": True,
         "watch": True,
         "engine": WHERE,
@@ -241,9 +247,8 @@ class RlConfig(StageSettings):
         return settings
 
     def inputs(self) -> dict[str, str]:
-        return {"model": self.model}
+        return {"model": self.model} | prompt_stages(self.prompts)
 
     def files(self) -> dict[str, str]:
-        found = {f"prompts.{i}": s.path for i, s in enumerate(self.prompts) if s.path is not None}
         replayed = {} if self.replay is None else self.replay.files()
-        return found | replayed | self.watch.files()
+        return prompt_files(self.prompts) | replayed | self.watch.files()

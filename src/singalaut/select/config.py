@@ -7,6 +7,13 @@ from typing import Any, ClassVar, Literal
 from pydantic import Field, model_validator
 
 from singalaut.data.config import DataSource, source_files
+from singalaut.rewards.config import (
+    WHERE_PROMPTS,
+    PromptSource,
+    RewardConfig,
+    prompt_files,
+    prompt_stages,
+)
 from singalaut.settings import Settings, StageSettings
 from singalaut.train.config import AdapterConfig
 
@@ -107,23 +114,12 @@ class SelectConfig(GradientSettings):
 
     @model_validator(mode="after")
     def _consistent(self) -> SelectConfig:
-        faults = []
+        faults = _faults(self)
         if bool(self.data) == (self.prepared is not None):
             faults.append("either `data` or `prepared`")
-        if (self.share is None) == (self.count is None):
-            faults.append("either `share` or `count`")
         if self.method in NEED_TARGETS and not self.targets:
             faults.append(f"`targets` with the method `{self.method}`")
-        if len({target.name for target in self.targets}) < len(self.targets):
-            faults.append("targets of different names")
-        if self.quotas and self.quota_by == "nothing":
-            faults.append("`quota_by` with `quotas`")
-        if any(share < 0 for share in self.quotas.values()) or sum(self.quotas.values()) > 1 + 1e-9:
-            faults.append("`quotas` between 0 and 1 that come to 1 at most")
-        if self.warmup_steps < self.checkpoints:
-            faults.append("at least as many `warmup_steps` as `checkpoints`")
-        if faults:
-            raise ValueError("it needs " + ", and ".join(faults))
+        _refuse(faults)
         return self
 
     @property
@@ -178,23 +174,12 @@ class SelectPairsConfig(GradientSettings):
 
     @model_validator(mode="after")
     def _consistent(self) -> SelectPairsConfig:
-        faults = []
+        faults = _faults(self)
         if bool(self.data) == (self.pairs is not None):
             faults.append("either `data` or `pairs`")
-        if (self.share is None) == (self.count is None):
-            faults.append("either `share` or `count`")
         if self.method == "influence" and not self.targets:
             faults.append("`targets` with the method `influence`")
-        if len({target.name for target in self.targets}) < len(self.targets):
-            faults.append("targets of different names")
-        if self.quotas and self.quota_by == "nothing":
-            faults.append("`quota_by` with `quotas`")
-        if any(share < 0 for share in self.quotas.values()) or sum(self.quotas.values()) > 1 + 1e-9:
-            faults.append("`quotas` between 0 and 1 that come to 1 at most")
-        if self.warmup_steps < self.checkpoints:
-            faults.append("at least as many `warmup_steps` as `checkpoints`")
-        if faults:
-            raise ValueError("it needs " + ", and ".join(faults))
+        _refuse(faults)
         return self
 
     def inputs(self) -> dict[str, str]:
@@ -206,6 +191,108 @@ class SelectPairsConfig(GradientSettings):
     def source_of_stage(self) -> DataSource:
         """What the file of a stage that has made pairs is read as."""
         return DataSource.model_validate({"path": "pairs.jsonl", "name": "pairs"})
+
+
+class PromptTarget(Settings):
+    """Prompts that stand for what the model shall become good at."""
+
+    name: str = Field(min_length=1)
+    """What the report calls it."""
+    prompts: PromptSource
+    """Where its prompts come from; their answers count by the same reward."""
+
+
+class SelectPromptsConfig(GradientSettings):
+    """Chooses the prompts to learn from by reinforcement, or to make pairs of."""
+
+    VERSION: ClassVar[int] = 1
+    OUTPUT: ClassVar[str] = "prompts"
+    NOT_IN_KEY: ClassVar[dict[str, Any]] = {
+        "model": True,
+        "prompts": WHERE_PROMPTS,
+        "targets": {"__all__": {"prompts": {"path"}}},
+    }
+
+    kind: Literal["select_prompts"] = "select_prompts"
+    name: str = "select_prompts"
+    model: str = "base"
+    """The stage whose model answers, or `base`: the one that will learn."""
+    prompts: tuple[PromptSource, ...] = Field(min_length=1)
+    """The pool to choose from."""
+    reward: RewardConfig
+    """What counts in an answer; as in the stage that will learn."""
+    targets: tuple[PromptTarget, ...] = ()
+    """What the chosen prompts shall help with; the targets take turns."""
+    method: Literal["influence", "gradient-norm", "spread", "random"] = "influence"
+    """What makes a prompt worth choosing; `spread`: how much the rewards of its answers differ."""
+    share: float | None = Field(None, gt=0, le=1)
+    """Share of the pool that is chosen."""
+    count: int | None = Field(None, ge=1)
+    """Prompts that are chosen, instead of `share`."""
+    quota_by: Literal["nothing", "language", "source"] = "nothing"
+    """Whether every language or source gets its own number of prompts."""
+    quotas: dict[str, float] = Field(default_factory=dict)
+    """Shares of the chosen prompts by language or source; without them, as in the pool."""
+    samples: int = Field(8, ge=2)
+    """Answers to each prompt; where all have one reward, there is nothing to learn."""
+    max_tokens: int = Field(256, ge=1)
+    """Longest answer."""
+    max_prompt_tokens: int = Field(1024, ge=1)
+    """Longer prompts are left out and counted."""
+    temperature: float = Field(1.0, gt=0)
+    """Of the answers."""
+    truncated: Literal["keep", "mask", "zero"] = "mask"
+    """Answers that reached `max_tokens`: counted as they are, without a gradient, or as 0."""
+    engine_batch_size: int | None = Field(None, ge=1)
+    """Answers that are written at once; unset takes what suits the device."""
+
+    @model_validator(mode="after")
+    def _consistent(self) -> SelectPromptsConfig:
+        faults = _faults(self)
+        if self.method == "influence" and not self.targets:
+            faults.append("`targets` with the method `influence`")
+        if any(target.prompts.stage is not None for target in self.targets):
+            faults.append("targets that are files or composed, not stages")
+        _refuse(faults)
+        return self
+
+    @property
+    def takes_gradients(self) -> bool:
+        """Whether anything of the choice depends on gradients."""
+        return self.method in NEED_GRADIENTS
+
+    def inputs(self) -> dict[str, str]:
+        return {"model": self.model} | prompt_stages(self.prompts)
+
+    def files(self) -> dict[str, str]:
+        named = {f"target.{i}": t.prompts.path for i, t in enumerate(self.targets)}
+        wanted = {label: path for label, path in named.items() if path is not None}
+        return prompt_files(self.prompts) | wanted
+
+
+AnySelectConfig = SelectConfig | SelectPairsConfig | SelectPromptsConfig
+
+
+def _faults(config: AnySelectConfig) -> list[str]:
+    """What every kind of selection needs, and this one has not."""
+    faults = []
+    if (config.share is None) == (config.count is None):
+        faults.append("either `share` or `count`")
+    if len({target.name for target in config.targets}) < len(config.targets):
+        faults.append("targets of different names")
+    if config.quotas and config.quota_by == "nothing":
+        faults.append("`quota_by` with `quotas`")
+    shares = config.quotas.values()
+    if any(share < 0 for share in shares) or sum(shares) > 1 + 1e-9:
+        faults.append("`quotas` between 0 and 1 that come to 1 at most")
+    if config.warmup_steps < config.checkpoints:
+        faults.append("at least as many `warmup_steps` as `checkpoints`")
+    return faults
+
+
+def _refuse(faults: list[str]) -> None:
+    if faults:
+        raise ValueError("it needs " + ", and ".join(faults))
 
 
 def _target_files(targets: tuple[Target, ...]) -> dict[str, str]:

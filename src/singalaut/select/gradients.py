@@ -36,7 +36,7 @@ class SampleGradients(NamedTuple):
 
 def sample_gradients(model: Gemma3, micro: Micro) -> SampleGradients:
     """The gradient of each document's own mean loss, for all adapters of the model."""
-    return _gradients(model, micro.lengths, lambda: sample_losses(model, micro))
+    return gradients_at_once(model, micro.lengths, lambda: sample_losses(model, micro))
 
 
 def pair_gradients(
@@ -44,10 +44,10 @@ def pair_gradients(
 ) -> SampleGradients:
     """The gradient of each pair's own loss; tokens of answers and log-probabilities are [n, 2]."""
     both = tuple(sum(row.lengths[at : at + 2]) for at in range(0, len(row.lengths), 2))
-    return _gradients(model, both, lambda: row_losses(model, row, answers, reference, loss))
+    return gradients_at_once(model, both, lambda: row_losses(model, row, answers, reference, loss))
 
 
-def _gradients(
+def gradients_at_once(
     model: Gemma3, lengths: tuple[int, ...], losses_of: Callable[[], Tensor]
 ) -> SampleGradients:
     """From one backward pass over samples that lie end to end, of these lengths in tokens."""

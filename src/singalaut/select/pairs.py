@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -29,7 +29,7 @@ from singalaut.model.lora import add_adapter
 from singalaut.select.choose import best, quota_counts
 from singalaut.select.config import SelectPairsConfig
 from singalaut.select.gradients import SampleGradients, pair_gradients
-from singalaut.select.report import page, score_table
+from singalaut.select.report import scored_row, write_choice
 from singalaut.select.scores import influence, served, worth
 from singalaut.select.warmup import SampleSet, measure_sets
 from singalaut.train.pairs import PairLosses, pair_step
@@ -77,8 +77,7 @@ def run_select_pairs(
     chosen = np.concatenate([members[best(value[members], number)] for members, number in places])
     chosen = chosen[best(value[chosen], len(chosen))]
     _write(config, sources, data, pool, chosen, work)
-    rows = _rows(config, pool, scores)
-    _report(config, pool, scores, chosen, rows, data, work)
+    _report(config, pool, scores, chosen, data, work)
     log.info("%d of %d pairs chosen by %s", len(chosen), len(pool), config.method)
 
 
@@ -209,26 +208,18 @@ def _as_row(sample: Sample, source: str) -> dict[str, Any]:
 
 def _rows(config: SelectPairsConfig, pool: Pairs, scores: np.ndarray) -> list[dict[str, Any]]:
     """What the report says of every pair of the pool."""
-    serves = served(scores) if scores.ndim == 2 else np.zeros(len(pool), dtype=np.int64)
-    return [_row(config, pool, scores, serves, place) for place in range(len(pool))]
-
-
-def _row(
-    config: SelectPairsConfig, pool: Pairs, scores: np.ndarray, serves: np.ndarray, place: int
-) -> dict[str, Any]:
-    record = pool.records[place]
-    row: dict[str, Any] = {
-        "source": pool.about["sources"][int(record["source"])]["name"],
-        "row": int(record["row"]),
-        "language": pool.languages[int(record["language"])],
-        "tokens": int(record["chosen"]) + int(record["rejected"]),
-    }
-    if scores.ndim < 2:
-        return {**row, "score": float(scores[place])}
+    serves = served(scores) if scores.ndim == 2 else None
     names = [target.name for target in config.targets]
-    each = dict(zip(names, scores[place].tolist(), strict=True))
-    target = names[serves[place]]
-    return {**row, "score": each[target], "target": target, "scores": each}
+    return [
+        {
+            "source": pool.about["sources"][int(record["source"])]["name"],
+            "row": int(record["row"]),
+            "language": pool.languages[int(record["language"])],
+            "tokens": int(record["chosen"]) + int(record["rejected"]),
+            **scored_row(scores, serves, names, place),
+        }
+        for place, record in enumerate(pool.records)
+    ]
 
 
 def _report(
@@ -236,48 +227,16 @@ def _report(
     pool: Pairs,
     scores: np.ndarray,
     chosen: np.ndarray,
-    everything: Sequence[Mapping[str, Any]],
     data: Sequence[Path | None],
     work: Work,
 ) -> None:
     folder = work.path / "report"
-    folder.mkdir(exist_ok=True)
-    rows = [everything[place] for place in chosen.tolist()]
-    lines = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
-    write_atomic(folder / "selection.jsonl", lines.encode())
-
-    def shares(name: str) -> dict[str, dict[str, int]]:
-        labels = sorted({row[name] for row in everything})
-        return {
-            label: {
-                "pool": sum(row[name] == label for row in everything),
-                "chosen": sum(row[name] == label for row in rows),
-            }
-            for label in labels
-        }
-
-    targets = {}
-    for number, target in enumerate(config.targets if scores.ndim == 2 else ()):
-        targets[target.name] = {
-            "chosen": sum(row["target"] == target.name for row in rows),
-            "mean_in_pool": float(scores[:, number].mean()),
-            "mean_in_choice": float(scores[chosen, number].mean()),
-        }
-    report = {
-        "method": config.method,
-        "loss": config.loss,
-        "pool": len(pool),
-        "chosen": len(chosen),
-        "languages": shares("language"),
-        "sources": shares("source"),
-        "targets": targets,
-        "scores": score_table(scores.max(1) if scores.ndim == 2 else scores, chosen),
-    }
-    write_json(folder / "selection.json", report)
-    write_atomic(folder / "selection.html", page(report, rows).encode())
+    about = {"method": config.method, "loss": config.loss}
+    names = [target.name for target in config.targets]
+    report = write_choice(folder, about, _rows(config, pool, scores), scores, chosen, names)
     write_json(folder / "pairs.json", {"pairs": len(chosen), "policy": _policy(data)})
-    names = ("method", "pool", "chosen", "languages", "targets")
-    work.facts["selection"] = {name: report[name] for name in names}
+    told = ("method", "pool", "chosen", "languages", "targets")
+    work.facts["selection"] = {name: report[name] for name in told}
 
 
 def _policy(data: Sequence[Path | None]) -> str | None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from html import escape
 from pathlib import Path
@@ -55,6 +56,62 @@ def write_report(
     return {**{name: report[name] for name in names}, "provenance": about["provenance"]}
 
 
+def scored_row(
+    scores: np.ndarray, serves: np.ndarray | None, names: Sequence[str], place: int
+) -> dict[str, Any]:
+    """The score at a place of [M] scores; of [M, K], that for the target it serves, and each."""
+    if serves is None:
+        return {"score": float(scores[place])}
+    each = dict(zip(names, scores[place].tolist(), strict=True))
+    target = names[serves[place]]
+    return {"score": each[target], "target": target, "scores": each}
+
+
+def write_choice(
+    folder: Path,
+    about: Mapping[str, Any],
+    everything: Sequence[Mapping[str, Any]],
+    scores: np.ndarray,
+    chosen: np.ndarray,
+    names: Sequence[str],
+) -> dict[str, Any]:
+    """Write the same files from rows of the whole pool, the scored ones; returns the report.
+
+    `about` goes into the report, too; `names` are the targets'.
+    """
+    folder.mkdir(exist_ok=True)
+    rows = [everything[place] for place in chosen.tolist()]
+    lines = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+    write_atomic(folder / "selection.jsonl", lines.encode("utf-8", "surrogatepass"))
+    targets = {
+        name: {
+            "chosen": sum(row["target"] == name for row in rows),
+            "mean_in_pool": float(scores[:, number].mean()),
+            "mean_in_choice": float(scores[chosen, number].mean()),
+        }
+        for number, name in enumerate(names if scores.ndim == 2 else ())
+    }
+    report = {
+        "pool": len(everything),
+        **about,
+        "chosen": len(chosen),
+        "languages": _counted(everything, rows, "language"),
+        "sources": _counted(everything, rows, "source"),
+        "targets": targets,
+        "scores": score_table(scores.max(1) if scores.ndim == 2 else scores, chosen),
+    }
+    write_json(folder / "selection.json", report)
+    write_atomic(folder / "selection.html", page(report, rows).encode("utf-8", "replace"))
+    return report
+
+
+def _counted(
+    everything: Sequence[Mapping[str, Any]], rows: Sequence[Mapping[str, Any]], column: str
+) -> dict[str, dict[str, int]]:
+    pool, chosen = (Counter(row[column] for row in each) for each in (everything, rows))
+    return {label: {"pool": pool[label], "chosen": chosen[label]} for label in sorted(pool)}
+
+
 def score_table(value: np.ndarray, chosen: np.ndarray) -> dict[str, list[float]]:
     """How many of the pool and of the choice have which score."""
     edges = np.histogram_bin_edges(value, BINS)
@@ -73,6 +130,7 @@ def _rows(
 ) -> list[dict[str, Any]]:
     pool, store = material.pool, material.pool.store
     targets = served(scores) if scores.ndim == 2 else None
+    names = [target.name for target in material.targets]
     rows = []
     for place in chosen.tolist():
         record = store.documents[pool.documents[place]]
@@ -82,13 +140,7 @@ def _rows(
             "language": store.languages[record["language"]],
             "tokens": int(record["tokens"]),
         }
-        if targets is not None:
-            names = [target.name for target in material.targets]
-            each = dict(zip(names, scores[place].tolist(), strict=True))
-            target = names[targets[place]]
-            row |= {"score": each[target], "target": target, "scores": each}
-        else:
-            row["score"] = float(scores[place])
+        row |= scored_row(scores, targets, names, place)
         if features is not None:
             row["gradient_norm"] = float(np.mean([f.norms[place] for f in features]))
             row["loss"] = float(np.mean([f.losses[place] for f in features]))
