@@ -5,8 +5,10 @@ from __future__ import annotations
 import math
 from dataclasses import replace
 
+import hypothesis
 import pytest
 import torch
+from hypothesis import strategies as st
 from rl_cases import Even, plain, run, settings, tasks, weights
 
 from singalaut.artifact import Work
@@ -14,7 +16,13 @@ from singalaut.contracts import Score
 from singalaut.errors import DataError
 from singalaut.model.hf import load_model
 from singalaut.rl import run as rl
-from singalaut.rl.policy import answer_logprobs, policy_step
+from singalaut.rl.policy import (
+    answer_logprobs,
+    families,
+    policy_step,
+    row_tokens,
+    rows_of,
+)
 from singalaut.rl.rollouts import Rollout, Rollouts, load_rollouts, save_rollouts
 
 
@@ -58,12 +66,14 @@ def test_a_killed_run_ends_in_the_same_bits(tmp_path, tiny_model, monkeypatch, w
 
 def answers() -> list[Rollout]:
     made = []
-    for number, (prompt, tokens) in enumerate([(3, 5), (4, 2), (2, 6), (3, 3)]):
-        ids = tuple(range(10 + number, 10 + number + prompt))
+    for number, (prompt, tokens) in enumerate([(3, 5), (3, 2), (2, 6), (2, 3)]):
+        ids = tuple(range(10 + number // 2, 10 + number // 2 + prompt))
         out = tuple(range(40 + number, 40 + number + tokens))
         worth = (0.5, -0.5, 0.25, -0.25)[number]
         logprobs = tuple([-3.0] * tokens)
-        made.append(Rollout("p", 0, "en", "s", ids, out, logprobs, "", "stop", Score(1.0), worth))
+        made.append(
+            Rollout("p", number // 2, "en", "s", ids, out, logprobs, "", "stop", Score(1.0), worth)
+        )
     return made
 
 
@@ -100,6 +110,27 @@ def test_the_gradient_is_that_of_the_formula(tiny_model, micro_tokens):
         torch.testing.assert_close(
             scale * seen["embedding.weight"], 1.01 * wanted[0], rtol=1e-4, atol=1e-6
         )
+
+
+@hypothesis.settings(max_examples=80, deadline=None)
+@hypothesis.given(
+    st.lists(st.tuples(st.integers(1, 9), st.lists(st.integers(1, 9), max_size=5)), max_size=6),
+    st.integers(1, 40),
+)
+def test_rows_hold_every_answer_once_and_no_more_than_fits(prompts, room):
+    made = [
+        Rollout("p", place, "en", "s", (7,) * prompt, (8,) * length, (), "", "stop", Score(1.0))
+        for place, (prompt, lengths) in enumerate(prompts)
+        for length in lengths
+    ]
+    rows = rows_of(made, room)
+    assert sorted(number for row in rows for number in row) == list(range(len(made)))
+    for row in rows:
+        chosen = [made[number] for number in row]
+        assert len(row) == 1 or row_tokens(chosen) <= room
+        assert len(families(chosen)) == len({answer.place for answer in chosen})
+    if rows and sum(len(a.prompt) + len(a.tokens) for a in made) <= room:
+        assert len(rows) == 1
 
 
 def test_engine_and_trainer_are_compared_at_any_temperature(tmp_path, tiny_model):

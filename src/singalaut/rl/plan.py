@@ -104,12 +104,15 @@ def rl_estimate(
     """Of a stage whose answers have `answer_tokens`, `max_tokens` if None, and prompts of the most
     that they may have; without the prompts that are replaced because they teach nothing."""
     answers = config.prompts_per_step * config.samples
-    written = answer_tokens or config.max_tokens
-    length = config.max_prompt_tokens + written
+    written, prompt = answer_tokens or config.max_tokens, config.max_prompt_tokens
     adapted = config.adapter is not None
-    once = step_flops(shape, [length], adapted)
+    # a prompt is computed once for as many answers as a row has room for
+    together = min(config.samples, max(1, (config.micro_tokens - prompt) // written))
+    saved = answers - config.prompts_per_step * -(-config.samples // together)
+    once = answers * step_flops(shape, [prompt + written], adapted)
+    once -= saved * step_flops(shape, [prompt], adapted)
     passes = config.updates + ((config.updates > 1 or config.kl > 0) + (config.kl > 0)) / 3
-    flops = config.steps * answers * once * passes
+    flops = config.steps * once * passes
     speed, told = fleet.speed(shape)
     engine = engine_tokens_per_second(shape, fleet)
     seconds = {
@@ -134,7 +137,7 @@ def rl_estimate(
         notes.append("conversations that are learned again come on top of time and tokens")
     if fleet.count > 1 and not config.sharded:
         notes.append("every device holds all weights; `sharded` cuts them among the devices")
-    tokens = config.steps * answers * float(length)
+    tokens = config.steps * float(answers * (prompt + written) - saved * prompt)
     return Estimate(config.steps, tokens, flops, seconds, memory, told, tuple(notes))
 
 

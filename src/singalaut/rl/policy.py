@@ -1,7 +1,7 @@
 """One update of a policy on answers and what they were worth.
 
-Prompts and answers lie end to end in packed rows; the head is applied to the tokens of answers
-alone. The loss functions see them as [B, T]: B answers, T tokens of the longest.
+Prompts lie in packed rows, each once with its answers behind it; the head is applied to the tokens
+of answers alone. The loss functions see them as [B, T]: B answers, T tokens of the longest.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from singalaut.loss.dr_grpo import (
     truncated_importance,
 )
 from singalaut.loss.logprobs import token_logprobs
-from singalaut.model.attention import Packed
+from singalaut.model.branched import Branched
 from singalaut.model.gemma3 import Gemma3
 from singalaut.rl.config import RlConfig
 from singalaut.rl.rollouts import Rollout, Rollouts
@@ -63,13 +63,44 @@ class PolicyMeters:
         return math.isfinite(self.loss) and math.isfinite(self.gradient_norm)
 
 
+def families(answers: Sequence[Rollout]) -> list[list[int]]:
+    """Neighbouring answers to one prompt, by number: what shares its tokens."""
+    found: list[list[int]] = []
+    for number, answer in enumerate(answers):
+        before = answers[number - 1] if number else None
+        if before is None or (before.place, before.prompt) != (answer.place, answer.prompt):
+            found.append([])
+        found[-1].append(number)
+    return found
+
+
+def row_tokens(answers: Sequence[Rollout]) -> int:
+    """Tokens that answers take in a row, a prompt counted once."""
+    prompts = sum(len(answers[family[0]].prompt) for family in families(answers))
+    return prompts + sum(len(answer.tokens) for answer in answers)
+
+
 def rows_of(answers: Sequence[Rollout], max_tokens: int) -> list[list[int]]:
-    """Answers by number, in rows of at most `max_tokens` tokens or of one longer answer."""
-    lengths = np.array([len(a.prompt) + len(a.tokens) for a in answers])
+    """Answers by number, in rows of at most `max_tokens` tokens or of one longer answer.
+
+    The answers to a prompt stay together, or in parts that are as large as a row.
+    """
+    parts: list[list[int]] = []
+    for family in families(answers):
+        room = 0
+        for number in family:
+            length = len(answers[number].tokens)
+            if length > room:
+                parts.append([])
+                room = max_tokens - len(answers[number].prompt)
+            parts[-1].append(number)
+            room -= length
+    lengths = np.array([row_tokens([answers[number] for number in part]) for part in parts])
     short = np.flatnonzero(lengths <= max_tokens)
     packing = best_fit(lengths[short], max_tokens)
     rows = [short[packing.row(number)].tolist() for number in range(packing.num_rows)]
-    return rows + [[number] for number in np.flatnonzero(lengths > max_tokens).tolist()]
+    rows += [[number] for number in np.flatnonzero(lengths > max_tokens).tolist()]
+    return [[number for part in row for number in parts[part]] for row in rows]
 
 
 def own_rows(
@@ -80,12 +111,12 @@ def own_rows(
     All processes get equally many, if need be one that does not count, and rows are short enough
     for each to have one.
     """
-    lengths = [len(a.prompt) + len(a.tokens) for a in answers]
     if team.size > 1:
-        max_tokens = min(max_tokens, math.ceil(sum(lengths) / team.size))
+        max_tokens = min(max_tokens, math.ceil(row_tokens(answers) / team.size))
     rows = rows_of(answers, max_tokens)
     own = [(row, True) for row in team.share(rows)]
     if len(own) < math.ceil(len(rows) / team.size):
+        lengths = [len(a.prompt) + len(a.tokens) for a in answers]
         own.append(([lengths.index(min(lengths))], False))
     return own
 
@@ -98,21 +129,26 @@ def answer_logprobs(
     The third are log-probabilities at a temperature of 1, without a gradient.
     """
     device = model.embedding.weight.device
-    tokens = [np.array(a.prompt + a.tokens) for a in answers]
-    lengths = tuple(len(row) for row in tokens)
-    begins = np.cumsum(lengths) - lengths
-    places = np.concatenate(
-        [
-            np.arange(begin + len(a.prompt), begin + length)
-            for begin, length, a in zip(begins, lengths, answers, strict=True)
-        ]
-    )
-    flat = torch.from_numpy(np.concatenate(tokens)).to(device)
-    at = torch.from_numpy(places).to(device)
-    plan = Packed(lengths, None, device)
+    tokens: list[int] = []
+    trees, before = [], []  # what each token of an answer is told from
+    for family in families(answers):
+        prompt = answers[family[0]].prompt
+        tokens += prompt
+        last = len(tokens) - 1
+        for number in family:
+            start = len(tokens)
+            tokens += answers[number].tokens
+            before += [last, *range(start, len(tokens) - 1)]
+        trees.append((len(prompt), *(len(answers[number].tokens) for number in family)))
+    plan = Branched(tuple(trees), device)
+    flat = torch.tensor(tokens, device=device)
     hidden = model(flat[None], plan.positions(), plan)[0]
+    targets = torch.tensor([token for answer in answers for token in answer.tokens], device=device)
     logprobs, entropies, plain = token_logprobs(
-        hidden.index_select(0, at - 1), model.embedding.weight, flat[at], temperature
+        hidden.index_select(0, torch.tensor(before, device=device)),
+        model.embedding.weight,
+        targets,
+        temperature,
     )
     counts = [len(a.tokens) for a in answers]
     return list(logprobs.split(counts)), list(entropies.split(counts)), list(plain.split(counts))

@@ -34,7 +34,7 @@ from singalaut.progress import progress
 from singalaut.rl.ask import Asking, Task, groups_of
 from singalaut.rl.config import RlConfig
 from singalaut.rl.kept import Kept
-from singalaut.rl.policy import answer_logprobs, is_learned, policy_step
+from singalaut.rl.policy import answer_logprobs, is_learned, policy_step, row_tokens
 from singalaut.rl.rollouts import Rollout, Rollouts, load_rollouts, save_rollouts
 from singalaut.select.choose import best, quota_counts
 from singalaut.select.config import SelectPromptsConfig
@@ -61,7 +61,7 @@ class _Answered:
         return Rollouts(answers, len(order), 0, 0, {})
 
     def tokens(self) -> np.ndarray:
-        return np.array([sum(map(_length, group)) for group in self.groups])
+        return np.array([row_tokens(group) for group in self.groups])
 
 
 def run_select_prompts(
@@ -243,7 +243,7 @@ def prompt_gradients(
     model: Gemma3, groups: Sequence[Sequence[Rollout]], learner: RlConfig
 ) -> SampleGradients:
     """The gradient of each prompt's own loss, the mean over its answers."""
-    lengths = tuple(sum(map(_length, group)) for group in groups)
+    lengths = tuple(row_tokens(group) for group in groups)
     return gradients_at_once(model, lengths, lambda: prompt_losses(model, groups, learner))
 
 
@@ -270,10 +270,6 @@ def prompt_losses(model: Gemma3, groups: Sequence[Sequence[Rollout]], learner: R
     )
     sums = loss.new_zeros(len(groups)).index_add(0, prompt, loss.sum(1))
     return sums / (learner.samples * learner.max_tokens)
-
-
-def _length(answer: Rollout) -> int:
-    return len(answer.prompt) + len(answer.tokens)
 
 
 def _quotas(
