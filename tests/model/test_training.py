@@ -12,6 +12,7 @@ from torch.autograd.graph import saved_tensors_hooks
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from singalaut.model.attention import Dense, Packed
+from singalaut.model.branched import Branched
 from singalaut.model.gemma3 import Gemma3, initialise
 from singalaut.model.lora import add_adapter
 from singalaut.model.training import ATTENTION, checkpoint_layers, compile_layers, restore_layers
@@ -44,6 +45,9 @@ def batch(model: Gemma3, kind: str, lengths=LENGTHS):
     if kind == "packed":
         plan = Packed(lengths)
         return tokens, plan.positions(), plan, None
+    if kind == "branched":
+        plan = Branched((lengths[:1], lengths[1:]) if len(lengths) > 4 else (lengths,))
+        return tokens, plan.positions(), plan, None
     tokens[0, 3 : 3 + len(IMAGE)] = tokens[0, 40 : 40 + len(IMAGE)] = torch.tensor(IMAGE)
     plan = Packed(lengths, model.image_groups(tokens)[0])
     images = torch.randn(2, VISION.image_tokens, model.config.hidden_size, generator=generator)
@@ -65,7 +69,7 @@ def difference(one, other) -> float:
     return (apart / sum(g.square().sum() for g in one.values())).sqrt().item()
 
 
-@pytest.mark.parametrize("kind", ["dense", "packed", "images"])
+@pytest.mark.parametrize("kind", ["dense", "packed", "branched", "images"])
 @pytest.mark.parametrize("keep", ["inputs", "attention", "products"])
 def test_recomputed_gradients_are_the_same_bits(keep, kind, seeing):
     inputs = batch(seeing, kind)
@@ -74,7 +78,7 @@ def test_recomputed_gradients_are_the_same_bits(keep, kind, seeing):
     assert all(torch.equal(found[name], gradient) for name, gradient in wanted.items())
 
 
-@pytest.mark.parametrize("kind", ["dense", "packed", "images"])
+@pytest.mark.parametrize("kind", ["dense", "packed", "branched", "images"])
 @pytest.mark.parametrize("backend", ["eager", "aot_eager"])
 def test_compiled_gradients_are_the_same(backend, kind, seeing):
     inputs = batch(seeing, kind)
@@ -156,7 +160,8 @@ def test_what_is_kept_is_not_computed_twice(keep, attention, products, plain):
         assert ran == times * sum(once.counts[name] for name in names) > 0
 
 
-def test_lengths_of_documents_make_no_new_graphs(plain):
+@pytest.mark.parametrize("kind", ["packed", "branched"])
+def test_lengths_of_documents_make_no_new_graphs(kind, plain):
     graphs = []
 
     def backend(graph, _):
@@ -164,10 +169,12 @@ def test_lengths_of_documents_make_no_new_graphs(plain):
         return graph.forward
 
     model = compile_layers(copy.deepcopy(plain), backend)
-    for lengths in ((5, 9, 20), (7, 8, 19), (30, 2), (40,), (3, 3, 3, 3, 3), (64, 65), (1, 1)):
-        inputs = batch(plain, "packed", lengths)
+    many = ((5, 9, 20), (7, 8, 19), (30, 2), (40,), (3, 3, 3, 3, 3), (64, 65), (1, 1), (9, 4, 4))
+    for lengths in many:
+        inputs = batch(plain, kind, lengths)
         torch.testing.assert_close(model(*inputs), plain(*inputs), rtol=1e-4, atol=1e-5)
-    assert len(graphs) <= 4  # window and global layers, of one length and of any
+    # window and global layers, of one length and of any; and of rows in which nothing is shared
+    assert len(graphs) <= (4 if kind == "packed" else 6)
 
 
 def test_a_graph_break_is_an_error(plain):

@@ -255,8 +255,7 @@ def _counted(stage: PlannedStage, plan: Plan, count: bool) -> tuple[Sequence[int
     with tempfile.TemporaryDirectory() as folder:
         make_pairs(sources, files, base, config.max_tokens, Path(folder) / "pairs")
         pairs = Pairs.open(Path(folder) / "pairs")
-        both = [*pairs.records["chosen"].tolist(), *pairs.records["rejected"].tolist()]
-        return both, len(pairs)
+        return pairs.computed().tolist(), len(pairs)
 
 
 def _row(

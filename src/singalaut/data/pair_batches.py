@@ -1,11 +1,14 @@
 """Pairs as packed rows, and in which order they are learned.
 
 Both are functions of the pairs and the seed, so that a resumed run sees what it would have seen.
-Documents of a row come in the order chosen, rejected, chosen, …; T tokens of a row.
+What both conversations of a pair begin with lies in the row once: a trunk, from which the chosen
+and the rejected one branch off. Documents come in the order chosen, rejected, chosen, …; T tokens
+of a row, A tokens of all answers.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -24,13 +27,22 @@ class PairRow:
 
     tokens: Tensor
     """[1, T], int64"""
-    lengths: tuple[int, ...]
-    """Tokens of each document."""
-    answer: Tensor
-    """Places in the row of the tokens of all answers, in order."""
+    trees: tuple[tuple[int, ...], ...]
+    """Tokens of each trunk and its branches, as the row has them; without a branch where the
+    conversations of a pair have nothing in common."""
+    targets: Tensor
+    """[A] tokens of all answers, in order."""
+    before: Tensor
+    """[A] places in the row that these are told from."""
     answer_document: Tensor
-    """To which document each of them belongs."""
+    """[A]: to which document each of them belongs."""
     places: np.ndarray
+
+    @property
+    def lengths(self) -> tuple[int, ...]:
+        """Tokens of each document that no document before it has."""
+        first = ((tree[0] + sum(tree[1:2]), *tree[2:]) for tree in self.trees)
+        return tuple(length for tree in first for length in tree)
 
 
 class PairOrder:
@@ -62,21 +74,49 @@ def hold_out_pairs(pairs: Pairs, each: int, seed: int) -> tuple[np.ndarray, np.n
 
 def pack_pairs(pairs: Pairs, chosen: np.ndarray, row_tokens: int) -> list[PairRow]:
     """The pairs as rows of at most `row_tokens` tokens, or of one longer pair."""
-    tokens = pairs.tokens()[chosen]
+    both = [pairs.words(int(pair)) for pair in chosen]
+    shared = [common_beginning(*words) for words in both]
+    tokens = np.array(
+        [len(c) + len(r) - common for (c, r), common in zip(both, shared, strict=True)],
+        dtype=np.int64,
+    )
     packing = best_fit(np.minimum(tokens, row_tokens), row_tokens)
-    return [_lay_out(pairs, chosen, packing.row(number)) for number in range(packing.num_rows)]
+    rows = (packing.row(number) for number in range(packing.num_rows))
+    return [_lay_out([(*both[at], shared[at]) for at in row], row) for row in rows]
 
 
-def _lay_out(pairs: Pairs, chosen: np.ndarray, places: np.ndarray) -> PairRow:
-    documents = [words for place in places for words in pairs.words(int(chosen[place]))]
-    lengths = [len(words) for words in documents]
-    flat = np.concatenate(documents)
-    answer = np.flatnonzero(is_learned(flat))
-    numbers = np.repeat(np.arange(len(lengths)), lengths)
+def common_beginning(chosen: np.ndarray, rejected: np.ndarray) -> int:
+    """How many words both begin with, so that each has at least one of its own left."""
+    size = min(len(chosen), len(rejected)) - 1
+    different = np.flatnonzero(chosen[:size] != rejected[:size])
+    return int(different[0]) if len(different) else size
+
+
+def _lay_out(pairs: Sequence[tuple[np.ndarray, np.ndarray, int]], places: np.ndarray) -> PairRow:
+    """One row of pairs, each with the number of words that both of its conversations begin with."""
+    pieces: list[np.ndarray] = []
+    trees: list[tuple[int, ...]] = []
+    targets, before, documents = [], [], []
+    size = 0
+    for number, (*both, common) in enumerate(pairs):
+        if common:
+            pieces.append(both[0][:common])
+            trees.append((common, *(len(words) - common for words in both)))
+        else:
+            trees += [(len(words),) for words in both]
+        trunk, size = size, size + common
+        for which, words in enumerate(both):
+            at = np.flatnonzero(is_learned(words))
+            targets.append(token_ids(words[at]))
+            before.append(np.where(at <= common, trunk + at, size + at - common) - 1)
+            documents.append(np.full(len(at), 2 * number + which))
+            pieces.append(words[common:])
+            size += len(words) - common
     return PairRow(
-        torch.from_numpy(token_ids(flat).astype(np.int64))[None],
-        tuple(lengths),
-        torch.from_numpy(answer),
-        torch.from_numpy(numbers[answer]),
+        torch.from_numpy(token_ids(np.concatenate(pieces)).astype(np.int64))[None],
+        tuple(trees),
+        torch.from_numpy(np.concatenate(targets).astype(np.int64)),
+        torch.from_numpy(np.concatenate(before)),
+        torch.from_numpy(np.concatenate(documents)),
         places,
     )

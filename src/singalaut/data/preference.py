@@ -75,6 +75,15 @@ class Pairs:
         """Tokens of both conversations together, of each pair."""
         return self.records["chosen"].astype(np.int64) + self.records["rejected"]
 
+    def computed(self) -> np.ndarray:
+        """Tokens of all documents, as they are computed: the prompt of a pair counts once."""
+        records = self.records
+        chosen, rejected = (records[name].astype(np.int64) for name in ("chosen", "rejected"))
+        prompt = np.minimum(
+            chosen - records["chosen_answer"], rejected - records["rejected_answer"]
+        )
+        return np.concatenate([chosen, rejected - prompt])
+
     def words(self, pair: int) -> tuple[np.ndarray, np.ndarray]:
         """The chosen and the rejected conversation, uint32; the top bit marks the answer."""
         record = self.records[pair]

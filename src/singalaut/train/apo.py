@@ -124,9 +124,8 @@ def run_apo(
 def _expected(
     config: ApoConfig, shape: Gemma3Config, material: _Material, fleet: Fleet
 ) -> Estimate:
-    records = material.pairs.records
-    lengths = np.concatenate([records["chosen"], records["rejected"]])
-    return apo_estimate(config, shape, lengths, len(records), material.steps, fleet)
+    pairs = material.pairs
+    return apo_estimate(config, shape, pairs.computed(), len(pairs), material.steps, fleet)
 
 
 def _learn(

@@ -120,7 +120,10 @@ def apo_estimate(
     steps: int,
     fleet: Fleet,
 ) -> Estimate:
-    """Of alignment: both conversations of each pair, and once the reference's pass over them."""
+    """Of alignment: both conversations of each pair, and once the reference's pass over them.
+
+    `lengths` are as computed: of two conversations that begin alike, the second has the rest.
+    """
     documents = 2 * steps * config.batch_size
     mean_tokens, mean_flops = _means(shape, lengths, config.adapter is not None)
     _, learned_whole = _means(shape, lengths, False)

@@ -1,7 +1,7 @@
 """One step on pairs: log-probabilities of whole answers, the loss, and what it measured.
 
-Both conversations of a pair lie in one packed row, so a row's loss needs no other row. Shapes:
-B pairs.
+Both conversations of a pair lie in one packed row, what they begin with once, so a row's loss needs
+no other row. Shapes: B pairs.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from singalaut.data.batches import Micro
 from singalaut.data.pair_batches import PairRow
 from singalaut.loss.apo import PairLogprobs, PairLoss, PairMeters, pair_losses
 from singalaut.loss.logprobs import token_logprobs
-from singalaut.model.attention import Packed
+from singalaut.model.branched import Branched
 from singalaut.model.gemma3 import Gemma3
 from singalaut.train.parallel import World
 from singalaut.train.step import ALONE, accumulate, descend, join_gradients
@@ -58,11 +58,10 @@ class PairStep:
 def answer_logprobs(model: Gemma3, row: PairRow) -> Tensor:
     """[B, 2]: the log-probability of the chosen and the rejected answer of each pair, in nats."""
     device = model.embedding.weight.device
-    plan = Packed(row.lengths, None, device)
-    tokens, places = row.tokens.to(device), row.answer.to(device)
-    hidden = model(tokens, plan.positions(), plan)[0]
+    plan = Branched(row.trees, device)
+    hidden = model(row.tokens.to(device), plan.positions(), plan)[0]
     weight = model.embedding.weight  # not before: several processes put it together just now
-    logprobs, *_ = token_logprobs(hidden[places - 1], weight, tokens[0, places])
+    logprobs, *_ = token_logprobs(hidden[row.before.to(device)], weight, row.targets.to(device))
     count = len(row.places)
     sums = logprobs.new_zeros(2 * count)
     return sums.index_add(0, row.answer_document.to(device), logprobs).view(count, 2)
@@ -169,5 +168,5 @@ def _share(rows: Sequence[PairRow], world: World) -> list[PairRow]:
     if len(own) < math.ceil(len(rows) / world.data_size):
         nothing = torch.zeros(0, dtype=torch.int64)
         zero = torch.zeros(1, 1, dtype=torch.int64)
-        own.append(PairRow(zero, (1,), nothing, nothing, np.zeros(0, dtype=np.int64)))
+        own.append(PairRow(zero, ((1,),), nothing, nothing, nothing, np.zeros(0, dtype=np.int64)))
     return own
