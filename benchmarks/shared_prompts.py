@@ -1,8 +1,8 @@
 """Learning from several answers to a prompt: the prompt computed once, or with each of them.
 
 Random weights in the real shape, bfloat16, an adapter; both ways in turn on the same answers.
-Prints a row a case: seconds of a step (median, smallest and largest), and how far apart the norms
-of the gradients are.
+Prints a row a case: seconds of a step (median, smallest and largest), the median of the ratios of
+neighbouring runs, and how far apart the norms of the gradients are.
 
     python benchmarks/shared_prompts.py [--size 270m] [--rl 6:8:48:16] [--pairs 8:200:60]
 

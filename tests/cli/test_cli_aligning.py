@@ -93,7 +93,7 @@ def test_prompts_are_selected_learned_from_and_made_pairs_of(cli, tmp_path, mode
     )
     assert learned.exit_code == 0, learned.stderr
     pairs = cli("pairs", *model, "--prompts", folder, "--set", "pairs.sampling.max_tokens=4")
-    assert "no prompt became a pair" in pairs.stderr
+    assert pairs.exit_code == 2 and "0 pairs from 4 prompts" in pairs.stderr
     few = ("--set", "select_prompts.samples=2", "--set", "select_prompts.max_tokens=4")
     flat = cli("select", *model, *words, "--target", "t=t.jsonl", *few)
     assert flat.exit_code == 2 and "nothing can be learned from `t`" in flat.stderr

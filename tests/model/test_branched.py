@@ -71,6 +71,8 @@ def test_the_spans_of_the_kernel_say_the_same(trees, window):
         assert q1 - q0 <= plan.query_spans.longest and k1 - k0 <= plan.key_spans.longest
     expected = plan.attend(0, q, k, v, 0.5, window)
     torch.testing.assert_close(torch.cat(pieces, 2), expected, rtol=1e-5, atol=1e-6)
+    written_out = plan.written_out.attend(q, k, v, 0.5, window)  # what CUDA does in float32
+    torch.testing.assert_close(written_out, expected, rtol=1e-5, atol=1e-6)
 
 
 def losses(network, trees, plan_of):

@@ -242,24 +242,58 @@ def test_a_killed_run_goes_on(dies_at, tmp_path, tiny_model, monkeypatch):
     assert resumed.metrics() == whole.metrics()
 
 
-def test_quotas_by_language(tmp_path, tiny_model):
+def test_quotas_by_language(tmp_path, tiny_model, caplog):
     settings = {"quota_by": "language", "quotas": {"th": 0.75}}
     work = run(tmp_path, tiny_model, targets=(), method="spread", **settings)
     assert [row["language"] for row in lines(work, "report/selection.jsonl")].count("th") == 3
+    work = run(
+        tmp_path, tiny_model, "flat", (), method="spread", **settings | {"quotas": {"my": 0.5}}
+    )
+    assert "quota of `my`: 0 of 2 rows are there" in caplog.text
+    assert len(lines(work, "data/prompts.jsonl")) == 4
     with pytest.raises(RecipeError, match="no row of the pool is of `vi`"):
         run(tmp_path, tiny_model, "other", (), method="spread", **settings | {"quotas": {"vi": 1}})
 
 
-def test_answers_that_all_have_one_reward_are_refused(tmp_path, tiny_model):
-    with pytest.raises(DataError, match="nothing can be learned from `pool`"):
-        run(tmp_path, tiny_model, tasks=[task(n, "my") for n in range(6)])
+class Same(Kinds):
+    """Where the language is `my`, a reward that has no exact mean."""
+
+    def score(self, prompt, completions, sample):
+        same = [Score(0.7, {}) for _ in completions]
+        return same if sample.language == "my" else super().score(prompt, completions, sample)
+
+
+def test_answers_that_all_have_one_reward_teach_nothing(tmp_path, tiny_model, caplog):
+    settings = {"samples": 6, "reward": Same(), "method": "gradient-norm", "targets": ()}
+    work = run(tmp_path, tiny_model, "some", count=24, **settings)
+    assert {row["language"] for row in lines(work, "report/selection.jsonl")} == {"en", "th"}
+    report = json.loads((work.path / "report" / "selection.json").read_bytes())
+    assert report["flat"] >= 8 and report["languages"]["my"] == {"pool": 8, "chosen": 0}
+    assert "24 were wanted" in caplog.text
+    with pytest.raises(DataError, match="nothing can be learned from `pool`: the answers to 6"):
+        run(tmp_path, tiny_model, tasks=[task(n, "my") for n in range(6)], **settings)
+    with pytest.raises(DataError, match="0 prompts have one reward each, those to 3 were cut off"):
+        all_cut = [task(n, "en") for n in range(3)]
+        run(tmp_path, tiny_model, "cut", tasks=all_cut, **settings | {"truncated": "mask"})
+
+
+def test_prompts_are_read_as_they_were_written(tmp_path, tiny_model):
+    odd = [
+        replace(t.sample, messages=[Message("user", "a\u2028b\x85 ก")], constraints=[])
+        for t in pool(6)
+    ]
+    tasks = [Task(sample, t.prompt) for sample, t in zip(odd, pool(6), strict=True)]
+    work = run(tmp_path, tiny_model, targets=(), method="random", count=6, tasks=tasks)
+    assert read_samples(work.path / "data" / "prompts.jsonl").samples == odd
 
 
 def test_failed_prompts_are_left_out(tmp_path, tiny_model, caplog):
     long = Task(task(1, "en").sample, tuple(range(2, 60)))  # longer than the engine's context
     with caplog.at_level("INFO", "singalaut"):
         work = run(tmp_path, tiny_model, tasks=[*pool(), long], method="spread", targets=())
-    assert "pool: 1 prompts left out" in caplog.text
+    assert "pool: 1 prompts left out" in caplog.text and work.facts["selection"]["failed"] == 1
+    with pytest.raises(DataError, match="no prompt of `pool` could be answered"):
+        run(tmp_path, tiny_model, "long", tasks=[long], method="spread", targets=())
     assert len(lines(work, "data/prompts.jsonl")) == 4
 
 

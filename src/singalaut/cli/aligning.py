@@ -26,7 +26,8 @@ def pairs(
     overrides: SetOption = [],  # noqa: B006 - typer copies it
     model: Annotated[str | None, typer.Option(help=MODEL_HELP)] = None,
     prompts: Annotated[
-        list[str], typer.Option(metavar="FILE", help="Prompts in JSON lines, with constraints.")
+        list[str],
+        typer.Option(metavar="FILE|FOLDER", help="Prompts in JSON lines, with constraints."),
     ] = [],  # noqa: B006 - typer copies it
     generate: Annotated[
         int | None, typer.Option(help="Compose so many prompts with constraints.")
@@ -59,7 +60,7 @@ def pairs(
     from singalaut.errors import RecipeError
     from singalaut.recipe.plan import shown
 
-    sources: list[dict[str, object]] = [{**prompt_source(place)} for place in prompts]
+    sources: list[dict[str, object]] = [prompt_source(place) for place in prompts]
     if generate is not None:
         sources.append({"generate": generate, "languages": language or ["en"]})
     models = {} if model is None else {"base": model}

@@ -34,7 +34,7 @@ def rl(
     overrides: SetOption = [],  # noqa: B006 - typer copies it
     model: Annotated[str | None, typer.Option(help=MODEL_HELP)] = None,
     prompts: Annotated[
-        list[str], typer.Option(metavar="FILE", help="Prompts whose answers can be checked.")
+        list[str], typer.Option(metavar="FILE|FOLDER", help="Prompts whose answers can be checked.")
     ] = [],  # noqa: B006
     reward: Annotated[
         list[str],

@@ -32,7 +32,8 @@ def select(
         list[str], typer.Option(metavar="FILE|FOLDER", help="Instead: pairs, for `apo`.")
     ] = [],  # noqa: B006 - typer copies it
     prompts: Annotated[
-        list[str], typer.Option(metavar="FILE", help="Instead: prompts, for `rl` and `pairs`.")
+        list[str],
+        typer.Option(metavar="FILE|FOLDER", help="Instead: prompts, for `rl` and `pairs`."),
     ] = [],  # noqa: B006 - typer copies it
     reward: Annotated[
         list[str],
@@ -62,7 +63,7 @@ def select(
     kind = "select_pairs" if pairs else "select_prompts" if prompts else "select"
     if sum(map(bool, (data, pairs, prompts))) > 1:
         raise RecipeError("one of `--data`, `--pairs` and `--prompts` can be chosen from")
-    pools = {
+    pools: dict[str, dict[str, object]] = {
         "select": {"data": [data_source(place) for place in data]},
         "select_pairs": {"data": [pairs_source(place) for place in pairs]},
         "select_prompts": {"prompts": [prompt_source(place) for place in prompts]},

@@ -258,7 +258,7 @@ def pairs_source(place: str) -> dict[str, str]:
     return data_source(str(file) if file.exists() else place)
 
 
-def prompt_source(place: str) -> dict[str, str]:
+def prompt_source(place: str) -> dict[str, object]:
     """A file of prompts; the folder of a stage that has chosen some stands for the file in it."""
     file = Path(place) / "data" / "prompts.jsonl"
     return {"path": str(file) if file.exists() else place}

@@ -51,7 +51,7 @@ def read_samples(file: Path, language: str | None = None) -> Checked:
     """
     found = Checked()
     try:
-        lines = file.read_text("utf-8").splitlines()
+        lines = file.read_text("utf-8").split("\n")
     except (OSError, UnicodeDecodeError) as error:
         raise DataError(f"the file cannot be read: {error}", where=file) from error
     for number, line in enumerate(lines, start=1):

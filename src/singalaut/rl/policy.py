@@ -109,11 +109,18 @@ def own_rows(
     """The rows of this process, and whether they count.
 
     All processes get equally many, if need be one that does not count, and rows are short enough
-    for each to have one.
+    for each to have one. The answers to a prompt are parted for that only where there are more
+    processes than prompts.
     """
     if team.size > 1:
-        max_tokens = min(max_tokens, math.ceil(row_tokens(answers) / team.size))
+        each = math.ceil(row_tokens(answers) / team.size)
+        known = families(answers)
+        if len(known) >= team.size:
+            longest = max(row_tokens([answers[number] for number in family]) for family in known)
+            each = max(each, longest)
+        max_tokens = min(max_tokens, each)
     rows = rows_of(answers, max_tokens)
+    rows.sort(key=lambda row: row_tokens([answers[number] for number in row]), reverse=True)
     own = [(row, True) for row in team.share(rows)]
     if len(own) < math.ceil(len(rows) / team.size):
         lengths = [len(a.prompt) + len(a.tokens) for a in answers]

@@ -6,7 +6,7 @@ Shapes: M candidates, D numbers of a vector.
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 
@@ -16,37 +16,48 @@ log = logging.getLogger("singalaut")
 MOST_CANDIDATES = 20_000  # of a varied choice: their similarities are a matrix
 
 
-def quota_counts(
-    groups: np.ndarray, names: list[str], wanted: Mapping[str, float], count: int
-) -> dict[int, int]:
-    """How many of `count` each group gets: by the shares wanted, else by its part of the pool.
-
-    What a group cannot fill goes to the others, largest remainder first. Raises: RecipeError for a
-    name that no group has, or shares that come to more than 1.
-    """
+def check_quotas(names: Sequence[str], wanted: Mapping[str, float]) -> None:
+    """Raises: RecipeError for a name that no group has, or shares that come to more than 1."""
     if unknown := [name for name in wanted if name not in names]:
         hint = "the pool has: " + ", ".join(names)
         raise RecipeError(f"no row of the pool is of `{unknown[0]}`", where="quotas", hint=hint)
     if sum(wanted.values()) > 1 + 1e-9:
         raise RecipeError("the quotas come to more than 1", where="quotas", hint="lower them")
+
+
+def quota_counts(
+    groups: np.ndarray,
+    names: list[str],
+    wanted: Mapping[str, float],
+    count: int,
+    pool: Mapping[str, int] | None = None,
+) -> dict[int, int]:
+    """How many of `count` each group gets: by the shares wanted, else by its part of the pool.
+
+    `pool` has the sizes of groups there, where `groups` has fewer. What a group cannot fill goes to
+    the others, largest remainder first. Raises: RecipeError as `check_quotas`.
+    """
+    check_quotas(names, wanted)
     present = np.unique(groups).tolist()
     sizes = {group: int((groups == group).sum()) for group in present}
+    parts = sizes if pool is None else {group: pool[names[group]] for group in present}
     named = {group: wanted[names[group]] for group in present if names[group] in wanted}
-    others = sum(size for group, size in sizes.items() if group not in named)
+    others = sum(part for group, part in parts.items() if group not in named)
     rest = 1 - sum(named.values())
-    shares = {g: named.get(g, rest * sizes[g] / max(1, others)) for g in present}
+    shares = {g: named.get(g, rest * parts[g] / max(1, others)) for g in present}
     counts = {group: min(sizes[group], int(shares[group] * count)) for group in present}
     while (left := min(count, len(groups)) - sum(counts.values())) > 0:
         open_ = [group for group in present if counts[group] < sizes[group]]
         open_.sort(key=lambda group: counts[group] - shares[group] * count)
         for group in open_[:left]:
             counts[group] += 1
-    for group, share in named.items():
-        if counts[group] < int(share * count):
+    for name, share in wanted.items():
+        found = counts.get(names.index(name), 0)
+        if found < int(share * count):
             log.warning(
                 "quota of `%s`: %d of %d rows are there; others take their place",
-                names[group],
-                counts[group],
+                name,
+                found,
                 int(share * count),
             )
     return counts

@@ -46,7 +46,7 @@ class GradientSettings(StageSettings):
     checkpoints: int = Field(2, ge=1, le=16)
     """Measurements, evenly among the steps of the warm-up; their influences are added."""
     batch_size: int = Field(8, ge=1)
-    """Conversations in a step of the warm-up."""
+    """Conversations, pairs or prompts in a step of the warm-up."""
     learning_rate: float = Field(1e-4, gt=0, le=1)
     """Of the warm-up, at its beginning."""
     final_learning_rate: float = Field(1.0, gt=0, le=1)
@@ -232,7 +232,9 @@ class SelectPromptsConfig(GradientSettings):
     quota_by: Literal["nothing", "language", "source"] = "nothing"
     """Whether every language or source gets its own number of prompts."""
     quotas: dict[str, float] = Field(default_factory=dict)
-    """Shares of the chosen prompts by language or source; without them, as in the pool."""
+    """Shares of the chosen prompts by language or source; of those without one, as in the pool."""
+    micro_tokens: int = Field(4096, ge=1)
+    """Tokens in one forward pass. Bounds memory, but a prompt with all its answers is one pass."""
     samples: int = Field(8, ge=2)
     """Answers to each prompt; where all have one reward, there is nothing to learn."""
     max_tokens: int = Field(256, ge=1)
@@ -255,11 +257,6 @@ class SelectPromptsConfig(GradientSettings):
             faults.append("targets that are files or composed, not stages")
         _refuse(faults)
         return self
-
-    @property
-    def takes_gradients(self) -> bool:
-        """Whether anything of the choice depends on gradients."""
-        return self.method in NEED_GRADIENTS
 
     def inputs(self) -> dict[str, str]:
         return {"model": self.model} | prompt_stages(self.prompts)

@@ -2,8 +2,9 @@
 
 The model answers every prompt of the pool and of the targets some times, and the answers get their
 rewards. A prompt's gradient is that of Dr. GRPO's loss over its answers (arXiv 2503.20783); what
-does not depend on that is as for conversations (`run.py`). As the adapter is warmed up on these
-same answers, tokens count by the truncated ratio of its probability to the first one.
+does not depend on that is as for conversations (`run.py`). The adapter is warmed up on these same
+answers; where the temperature is 1, at which the engine tells its probabilities, tokens count by
+the truncated ratio of those of now to them.
 """
 
 from __future__ import annotations
@@ -35,8 +36,14 @@ from singalaut.rl.ask import Asking, Task, groups_of
 from singalaut.rl.config import RlConfig
 from singalaut.rl.kept import Kept
 from singalaut.rl.policy import answer_logprobs, is_learned, policy_step, row_tokens
-from singalaut.rl.rollouts import Rollout, Rollouts, load_rollouts, save_rollouts
-from singalaut.select.choose import best, quota_counts
+from singalaut.rl.rollouts import (
+    Rollout,
+    Rollouts,
+    is_lively,
+    load_rollouts,
+    save_rollouts,
+)
+from singalaut.select.choose import best, check_quotas, quota_counts
 from singalaut.select.config import SelectPromptsConfig
 from singalaut.select.gradients import SampleGradients, gradients_at_once
 from singalaut.select.report import scored_row, write_choice
@@ -50,10 +57,14 @@ BLOCK = 64  # prompts that are answered in one call; a killed run asks at most s
 
 @dataclass(frozen=True)
 class _Answered:
-    """The prompts of a set from whose answers something can be learned: [P] places, and answers."""
+    """The prompts of a set from whose answers something can be learned: [P] places, and answers.
+
+    `left` counts the others by what they lack.
+    """
 
     places: np.ndarray
     groups: list[list[Rollout]]
+    left: dict[str, int]
 
     def rollouts(self, order: Sequence[int]) -> Rollouts:
         """Some of them as the answers of a step."""
@@ -81,7 +92,8 @@ def run_select_prompts(
     Writes `data/prompts.jsonl`, which `rl` and `pairs` take, `answers/` and `report/`. Raises:
     DataError where no answers differ in reward; RecipeError for a quota that cannot be used.
     """
-    _quotas(config, pool, np.arange(len(pool)))  # what cannot be met is told before the work
+    if config.quota_by != "nothing":  # what cannot be meant is told before the work
+        check_quotas(sorted(set(_labels(config.quota_by, pool))), config.quotas)
     if config.method == "random":
         order = shuffled(np.arange(len(pool)), seed, "random")
         candidates, scores = np.arange(len(pool)), np.empty(len(pool))
@@ -110,8 +122,7 @@ def run_select_prompts(
     chosen = chosen[best(value[chosen], len(chosen))]
     _write(pool, np.sort(candidates[chosen]), work)
     _report(config, pool, candidates, answered, scores, chosen, work)
-    wanted = config.count or round((config.share or 0) * len(pool))
-    if len(chosen) < min(wanted, len(pool)):
+    if len(chosen) < min(wanted := _wanted(config, pool), len(pool)):
         log.warning("%d were wanted; there is nothing to learn from the others", wanted)
     log.info("%d of %d prompts chosen by %s", len(chosen), len(pool), config.method)
 
@@ -131,30 +142,43 @@ def _answer_all(
         for number, (name, tasks) in enumerate(named):
             scratch = work.scratch / f"answers-{number}"
             asking = Asking(learner, sampler, reward, lambda *_: (), derive(seed, name), scratch)
-            kept: list[tuple[int, list[Rollout]]] = []
-            failures: Counter[str] = Counter()
+            lively: list[tuple[int, list[Rollout]]] = []
+            left, failures = Counter[str](), Counter[str]()
             for begin in range(0, len(tasks), BLOCK):
                 block = list(enumerate(tasks[begin : begin + BLOCK], start=begin))
                 rollouts = _ask_block(asking, work.path / "answers" / str(number), begin, block)
-                kept += [(g[0].place, g) for g in _groups(rollouts, config.samples)]
+                for group in _groups(rollouts, config.samples):
+                    if (lack := _lack(group, learner)) is None:
+                        lively.append((group[0].place, group))
+                    else:
+                        left[lack] += 1
                 failures.update(rollouts.failures)
                 bar.advance(len(block))
-            lively = [(place, group) for place, group in kept if _teaches(group, learner)]
+            left["failed"] = failures.total()
             for reason, count in failures.items():
                 log.warning("%s: %d prompts left out: %s", name, count, reason)
             log.info("%s: the answers to %d of %d prompts differ", name, len(lively), len(tasks))
             if not lively:
-                raise DataError(
-                    f"nothing can be learned from `{name}`: the answers to each of its "
-                    f"{len(kept)} prompts have one reward, or were cut off",
-                    where=work.path / "answers" / str(number),
-                    hint="take other prompts, more `samples`, a higher `temperature`, or more "
-                    "`max_tokens`",
-                )
+                raise _nothing_to_learn(name, left, failures, work.path / "answers" / str(number))
             places, groups = zip(*lively, strict=True)
-            found.append(_Answered(np.array(places), list(groups)))
+            counts = {lack: left[lack] for lack in ("flat", "cut_off", "failed")}
+            found.append(_Answered(np.array(places), list(groups), counts))
     sampler.sleep()
     return found
+
+
+def _nothing_to_learn(
+    name: str, left: Counter[str], failures: Counter[str], where: Path
+) -> DataError:
+    if left["flat"] + left["cut_off"] == 0:
+        what = f"no prompt of `{name}` could be answered: {failures.most_common(1)[0][0]}"
+        return DataError(what, where=where)
+    return DataError(
+        f"nothing can be learned from `{name}`: the answers to {left['flat']} prompts have one "
+        f"reward each, those to {left['cut_off']} were cut off",
+        where=where,
+        hint="take other prompts, more `samples`, a higher `temperature`, or more `max_tokens`",
+    )
 
 
 def _learner(config: SelectPromptsConfig) -> RlConfig:
@@ -192,8 +216,11 @@ def _groups(rollouts: Rollouts, samples: int) -> Iterator[list[Rollout]]:
         yield list(rollouts.answers[begin : begin + samples])
 
 
-def _teaches(group: Sequence[Rollout], learner: RlConfig) -> bool:
-    return any(is_learned(answer, learner) for answer in group)
+def _lack(group: Sequence[Rollout], learner: RlConfig) -> str | None:
+    """Why nothing can be learned from a prompt's answers, if so."""
+    if not is_lively(np.array([answer.reward for answer in group])):
+        return "flat"
+    return None if any(is_learned(answer, learner) for answer in group) else "cut_off"
 
 
 def _scores(
@@ -230,10 +257,11 @@ def _gradients_of(
     tokens = each.tokens()
 
     def gradients_of(places: np.ndarray) -> Iterator[tuple[np.ndarray, SampleGradients]]:
-        room = max(learner.micro_tokens, int(tokens[places].max()))  # for the longest at least
-        packing = best_fit(tokens[places], room)
-        for number in range(packing.num_rows):
-            at = places[packing.row(number)]
+        is_short = tokens[places] <= learner.micro_tokens
+        short = places[is_short]
+        packing = best_fit(tokens[short], learner.micro_tokens)
+        rows = [short[packing.row(number)] for number in range(packing.num_rows)]
+        for at in [*rows, *places[~is_short, None]]:
             yield at, prompt_gradients(network, [each.groups[place] for place in at], learner)
 
     return gradients_of
@@ -272,18 +300,27 @@ def prompt_losses(model: Gemma3, groups: Sequence[Sequence[Rollout]], learner: R
     return sums / (learner.samples * learner.max_tokens)
 
 
+def _wanted(config: SelectPromptsConfig, pool: Sequence[Task]) -> int:
+    return config.count or max(1, round((config.share or 0) * len(pool)))
+
+
 def _quotas(
     config: SelectPromptsConfig, pool: Sequence[Task], candidates: np.ndarray
 ) -> list[tuple[np.ndarray, int]]:
     """The candidates of each group that has its own quota, and how many of them are chosen."""
-    count = config.count or max(1, round((config.share or 0) * len(pool)))
+    count = _wanted(config, pool)
     if config.quota_by == "nothing":
         return [(np.arange(len(candidates)), min(count, len(candidates)))]
-    labels = [_label(pool[place].sample, config.quota_by) for place in candidates.tolist()]
-    names = sorted({_label(task.sample, config.quota_by) for task in pool})
+    there = Counter(_labels(config.quota_by, pool))
+    names = sorted(there)
+    labels = _labels(config.quota_by, [pool[place] for place in candidates.tolist()])
     groups = np.array([names.index(label) for label in labels])
-    counts = quota_counts(groups, names, config.quotas, count)
+    counts = quota_counts(groups, names, config.quotas, count, there)
     return [(np.flatnonzero(groups == group), number) for group, number in counts.items()]
+
+
+def _labels(column: str, tasks: Sequence[Task]) -> list[str]:
+    return [_label(task.sample, column) for task in tasks]
 
 
 def _label(sample: Sample, column: str) -> str:
@@ -294,9 +331,8 @@ def _write(pool: Sequence[Task], chosen: np.ndarray, work: Work) -> None:
     """The chosen prompts as rows that `rl` and `pairs` read, in the order of the pool."""
     (work.path / "data").mkdir(exist_ok=True)
     rows = (_as_row(pool[place].sample) for place in chosen.tolist())
-    text = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
-    file = work.path / "data" / "prompts.jsonl"
-    write_atomic(file, text.encode("utf-8", "surrogatepass"))
+    text = "".join(json.dumps(row) + "\n" for row in rows)
+    write_atomic(work.path / "data" / "prompts.jsonl", text.encode())
 
 
 def _as_row(sample: Sample) -> dict[str, Any]:
@@ -334,7 +370,8 @@ def _report(
         if answered is not None:
             row["rewards"] = [answer.score.value for answer in answered.groups[number]]
         rows.append(row)
-    about = {"method": config.method, "pool": len(pool), "flat": len(pool) - len(candidates)}
-    report = write_choice(work.path / "report", about, rows, scores, chosen, names)
-    told = ("method", "pool", "flat", "chosen", "languages", "sources", "targets")
+    about = {"method": config.method, **({} if answered is None else answered.left)}
+    there = [{name: _label(task.sample, name) for name in ("language", "source")} for task in pool]
+    report = write_choice(work.path / "report", about, rows, scores, chosen, names, there)
+    told = ("pool", *about, "chosen", "languages", "sources", "targets")
     work.facts["selection"] = {name: report[name] for name in told}

@@ -74,11 +74,14 @@ def write_choice(
     scores: np.ndarray,
     chosen: np.ndarray,
     names: Sequence[str],
+    pool: Sequence[Mapping[str, Any]] | None = None,
 ) -> dict[str, Any]:
-    """Write the same files from rows of the whole pool, the scored ones; returns the report.
+    """Write the same files from rows of everything that has a score; returns the report.
 
-    `about` goes into the report, too; `names` are the targets'.
+    `about` goes into the report, too; `names` are the targets'. `pool` has the language and source
+    of what there was, where that is more than has a score.
     """
+    there = everything if pool is None else pool
     folder.mkdir(exist_ok=True)
     rows = [everything[place] for place in chosen.tolist()]
     lines = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
@@ -92,11 +95,11 @@ def write_choice(
         for number, name in enumerate(names if scores.ndim == 2 else ())
     }
     report = {
-        "pool": len(everything),
+        "pool": len(there),
         **about,
         "chosen": len(chosen),
-        "languages": _counted(everything, rows, "language"),
-        "sources": _counted(everything, rows, "source"),
+        "languages": _counted(there, rows, "language"),
+        "sources": _counted(there, rows, "source"),
         "targets": targets,
         "scores": score_table(scores.max(1) if scores.ndim == 2 else scores, chosen),
     }
@@ -106,9 +109,9 @@ def write_choice(
 
 
 def _counted(
-    everything: Sequence[Mapping[str, Any]], rows: Sequence[Mapping[str, Any]], column: str
+    there: Sequence[Mapping[str, Any]], rows: Sequence[Mapping[str, Any]], column: str
 ) -> dict[str, dict[str, int]]:
-    pool, chosen = (Counter(row[column] for row in each) for each in (everything, rows))
+    pool, chosen = (Counter(row[column] for row in each) for each in (there, rows))
     return {label: {"pool": pool[label], "chosen": chosen[label]} for label in sorted(pool)}
 
 
