@@ -14,7 +14,7 @@ quickstart: $(VENV)/installed-demo
 	  "Apa ibu kota Thailand?" "ข้าวคืออะไร" "一年有几个季节？"
 
 test: $(VENV)/installed-test lint
-	$(BIN)/python -m pytest
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal  # one thread each
 
 lint: $(VENV)/installed-test
 	$(BIN)/ruff check .
