@@ -4,7 +4,7 @@ Random weights in the real shape, bfloat16, an adapter; both ways in turn on the
 Prints a row a case: seconds of a step (median, smallest and largest), the median of the ratios of
 neighbouring runs, and how far apart the norms of the gradients are.
 
-    python benchmarks/shared_prompts.py [--size 270m] [--rl 6:8:48:16] [--pairs 8:200:60]
+    python benchmarks/shared_prompts.py [--size 270m] [--rl 6:8:48:16] [--pairs 4:200:60]
 
 `--rl` is prompts, answers to each, tokens of a prompt and of an answer; `--pairs` is pairs, tokens
 of a prompt and of an answer.
@@ -43,7 +43,7 @@ def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--size", default="270m")
     parser.add_argument("--rl", nargs="*", default=["6:8:48:16", "2:8:256:64"])
-    parser.add_argument("--pairs", nargs="*", default=["8:200:60"])
+    parser.add_argument("--pairs", nargs="*", default=["4:200:60"])
     options = parser.parse_args()
     model = build(replace(SIZES[options.size], vision=None)).train()
     targets = AdapterConfig.model_validate({"rank": 16}).targets
