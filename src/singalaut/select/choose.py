@@ -68,6 +68,12 @@ def best(scores: np.ndarray, count: int) -> np.ndarray:
     return np.argsort(-scores, kind="stable")[:count]
 
 
+def best_of_each(parts: Sequence[tuple[np.ndarray, int]], scores: np.ndarray) -> np.ndarray:
+    """Of each part's members its number of the best; all of them, the best first."""
+    chosen = np.concatenate([members[best(scores[members], number)] for members, number in parts])
+    return chosen[best(scores[chosen], len(chosen))]
+
+
 def k_centre(vectors_MD: np.ndarray, count: int) -> np.ndarray:
     """The first, then each time the one that is farthest from all chosen. arXiv 1708.00489."""
     chosen = [0]

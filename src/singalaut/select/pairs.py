@@ -26,11 +26,11 @@ from singalaut.data.preference import Pairs, make_pairs
 from singalaut.model.gemma3 import Gemma3
 from singalaut.model.hf import load_model, read_config
 from singalaut.model.lora import add_adapter
-from singalaut.select.choose import best, quota_counts
+from singalaut.select.choose import best_of_each, quota_counts
 from singalaut.select.config import SelectPairsConfig
 from singalaut.select.gradients import SampleGradients, pair_gradients
 from singalaut.select.report import scored_row, write_choice
-from singalaut.select.scores import influence, served, worth
+from singalaut.select.scores import drawn, influence, served, worth
 from singalaut.select.warmup import SampleSet, measure_sets
 from singalaut.train.pairs import PairLosses, pair_step
 from singalaut.train.parallel import World
@@ -73,9 +73,7 @@ def run_select_pairs(
     ]
     places = _places(config, pool)  # a quota that cannot be met is told before the work
     scores = _scores(config, model, [("pool", pool), *wanted], work, seed)
-    value = worth(scores)
-    chosen = np.concatenate([members[best(value[members], number)] for members, number in places])
-    chosen = chosen[best(value[chosen], len(chosen))]
+    chosen = best_of_each(places, worth(scores))
     _write(config, sources, data, pool, chosen, work)
     _report(config, pool, scores, chosen, data, work)
     log.info("%d of %d pairs chosen by %s", len(chosen), len(pool), config.method)
@@ -101,10 +99,7 @@ def _scores(
     """What each pair of the pool is worth, [M], or for each target, [M, K]."""
     pool = named[0][1]
     if config.method == "random":
-        order = shuffled(np.arange(len(pool)), seed, "random")
-        ranks = np.empty(len(pool))
-        ranks[order] = np.arange(len(pool), 0, -1)
-        return ranks
+        return drawn(len(pool), seed)
     world = World(device=torch.device("cuda" if torch.cuda.is_available() else "cpu"))
     network = load_model(model, torch.float32, world.device, vision=False).train()
     adapter = config.adapter

@@ -13,7 +13,7 @@ import json
 import logging
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -43,13 +43,14 @@ from singalaut.rl.rollouts import (
     load_rollouts,
     save_rollouts,
 )
-from singalaut.select.choose import best, check_quotas, quota_counts
+from singalaut.select.choose import best_of_each, check_quotas, quota_counts
 from singalaut.select.config import SelectPromptsConfig
 from singalaut.select.gradients import SampleGradients, gradients_at_once
 from singalaut.select.report import scored_row, write_choice
-from singalaut.select.scores import influence, served, worth
+from singalaut.select.scores import drawn, influence, served, worth
 from singalaut.select.warmup import SampleSet, measure_sets
 from singalaut.train.parallel import World
+from singalaut.train.weights import stop_at
 
 log = logging.getLogger("singalaut")
 BLOCK = 64  # prompts that are answered in one call; a killed run asks at most so many again
@@ -92,19 +93,14 @@ def run_select_prompts(
     Writes `data/prompts.jsonl`, which `rl` and `pairs` take, `answers/` and `report/`. Raises:
     DataError where no answers differ in reward; RecipeError for a quota that cannot be used.
     """
-    if config.quota_by != "nothing":  # what cannot be meant is told before the work
+    if config.quota_by != "nothing":  # of what is not there is told before the work
         check_quotas(sorted(set(_labels(config.quota_by, pool))), config.quotas)
     if config.method == "random":
-        order = shuffled(np.arange(len(pool)), seed, "random")
-        candidates, scores = np.arange(len(pool)), np.empty(len(pool))
-        scores[order] = np.arange(len(pool), 0, -1)
-        answered = None
+        candidates, scores, answered = np.arange(len(pool)), drawn(len(pool), seed), None
     else:
         world = World(device=torch.device("cuda" if torch.cuda.is_available() else "cpu"))
         network = load_model(model, torch.float32, world.device, vision=False).train()
-        eos_ids = network.config.eos_ids
-        if end_of_turn not in eos_ids:
-            network.config = replace(network.config, eos_ids=(*eos_ids, end_of_turn))
+        stop_at(network, end_of_turn)
         named = [("pool", pool)]
         if config.method == "influence":
             names = [target.name for target in config.targets]
@@ -113,13 +109,7 @@ def run_select_prompts(
         answered = sets[0]
         candidates = answered.places
         scores = _scores(config, network, sets, work, seed, world)
-    value = worth(scores)
-    parts = [
-        members[best(value[members], number)]
-        for members, number in _quotas(config, pool, candidates)
-    ]
-    chosen = np.concatenate(parts)
-    chosen = chosen[best(value[chosen], len(chosen))]
+    chosen = best_of_each(_quotas(config, pool, candidates), worth(scores))
     _write(pool, np.sort(candidates[chosen]), work)
     _report(config, pool, candidates, answered, scores, chosen, work)
     if len(chosen) < min(wanted := _wanted(config, pool), len(pool)):

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from singalaut.data.mix import shuffled
 from singalaut.data.store import Store
 from singalaut.select.features import Features
 from singalaut.text.conversations import token_ids
@@ -77,6 +78,14 @@ def bm25(
         weight = rarity[terms] * counts * (BM25_SATURATION + 1) / damped
         scores[place] = wanted[:, terms] @ weight
     return scores
+
+
+def drawn(count: int, seed: int) -> np.ndarray:
+    """[M]: scores in an order that the seed alone decides."""
+    order = shuffled(np.arange(count), seed, "random")
+    ranks = np.empty(count)
+    ranks[order] = np.arange(count, 0, -1)
+    return ranks
 
 
 def worth(scores: np.ndarray) -> np.ndarray:

@@ -65,9 +65,7 @@ def trainable(
     if dtype == torch.bfloat16 and world.device.type == "cpu" and not _multiplies_bfloat16():
         log.warning('this processor is slow with bfloat16: `precision = "float32"` takes less time')
     network = load_model(model, dtype, world.device).train()
-    eos_ids = network.config.eos_ids
-    if end_of_turn not in eos_ids:
-        network.config = replace(network.config, eos_ids=(*eos_ids, end_of_turn))
+    stop_at(network, end_of_turn)
     if config.adapter is not None:
         adapter = config.adapter
         init = derive(seed, "adapter")
@@ -81,6 +79,13 @@ def trainable(
     if config.compile:
         compile_layers(network)
     return shard(network, world)
+
+
+def stop_at(network: Gemma3, end_of_turn: int) -> None:
+    """Let answers of the network end there, too."""
+    eos_ids = network.config.eos_ids
+    if end_of_turn not in eos_ids:
+        network.config = replace(network.config, eos_ids=(*eos_ids, end_of_turn))
 
 
 def _multiplies_bfloat16() -> bool:
