@@ -34,6 +34,7 @@ from singalaut.rl.rollouts import Rollout, Rollouts
 from singalaut.train.config import AdapterConfig
 from singalaut.train.optim import adamw
 from singalaut.train.pairs import PairLosses, pair_step
+from singalaut.train.parallel import World
 
 REPEATS = 5
 LEARNED = np.uint32(1 << 31)
@@ -127,9 +128,11 @@ def alignments(
     answers = np.full((count, 2), tokens)
     reference = np.full((count, 2), -9.0 * tokens, dtype=np.float32)
     loss = PairLosses("apo-zero", 0.1, 0.0)
+    here = World(device=torch.device(DEVICE))
 
     def step(rows: list[pair_batches.PairRow]) -> float:
-        return pair_step(model, optimizer, rows, answers, reference, loss, 0.0, 1.0).gradient_norm
+        done = pair_step(model, optimizer, rows, answers, reference, loss, 0.0, 1.0, here)
+        return done.gradient_norm
 
     return lambda: step(shared), lambda: step(alone)
 
