@@ -4,6 +4,7 @@
     singalaut run WORK/recipe.toml                                     tune, reinforce, align, judge
     python benchmarks/real.py table --to WORK                          what that run found
     python benchmarks/real.py selection --to WORK [--seeds 1 2 3]      5 % chosen, 5 % drawn, all
+    python benchmarks/real.py held --to WORK     prompts composed anew, asked of every model of runs
 
 DIR has JSON lines named `conversation.*`, `translation.*` and `math.*`: `messages`, `language`, and
 `answer` for mathematics. The pack is SEA-HELM's or one of ours. A run that was stopped goes on.
@@ -23,16 +24,23 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow.parquet
 import torch
 
 from singalaut.checkpoint.resolve import resolve_model
+from singalaut.contracts import Request, SamplingParams, derive
 from singalaut.data.batches import micro_batches
 from singalaut.data.cache import cached_store
 from singalaut.data.config import DataSource
+from singalaut.generate.engine import open_engine
 from singalaut.model.hf import load_model
+from singalaut.rewards.compose import ComposedReward
+from singalaut.rewards.config import RewardConfig, RewardPart
+from singalaut.rewards.samples import make_samples
 from singalaut.text.languages import LANGUAGES
 from singalaut.train.step import validate
 
+HELD_PROMPTS = 880
 TARGETS = ("th", "ta")  # what selection shall help
 TARGET_ROWS, MEASURED_ROWS = 48, 250  # of each target: to choose by, to measure on
 DRAWN = 80  # conversations of each file and language that may stand in a mixed pool
@@ -189,7 +197,7 @@ save_every = 1000
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("what", choices=("write", "table", "selection"))
+    parser.add_argument("what", choices=("write", "table", "selection", "held"))
     parser.add_argument("--to", type=Path, required=True)
     parser.add_argument("--data", type=Path)
     parser.add_argument("--pack", default="demo")
@@ -202,6 +210,8 @@ def main() -> None:
         write(options.data, options.to, options.model, options.pack)
     elif options.what == "table":
         print("\n".join(table(options.to)))
+    elif options.what == "held":
+        held(options.to)
     else:
         print("\n".join(selection(options.to, options.model, options.seeds)))
 
@@ -292,6 +302,49 @@ def ends(measured: list[dict[str, Any]]) -> Iterator[tuple[str, str, str]]:
                         yield f"{key} {name}", f"{value:.3f}", f"{last[name]:.3f}"
             elif isinstance(first, float) and isinstance(last, float):
                 yield key, f"{first:.4f}", f"{last:.4f}"
+
+
+def held(to: Path) -> None:
+    """Constraints kept, and answers in the language asked for, with 95 % intervals.
+
+    The prompts are composed with a seed that no stage has, without those that a pair was made of or
+    that were answered in learning; greedy answers of at most 256 tokens.
+    """
+    parts = tuple(RewardPart.model_validate({"kind": kind}) for kind in ("constraints", "language"))
+    reward = ComposedReward(RewardConfig(parts=parts))
+    params = SamplingParams(max_tokens=256, temperature=0.0)
+    made = make_samples(sorted(LANGUAGES), HELD_PROMPTS, derive(0, "held"))
+    known = asked_before(to / "runs/real")
+    samples = [sample for sample in made if sample.messages[0].content not in known]
+    print("| model | constraints kept | in the language | tokens |\n|---|---|---|---|")
+    for model in sorted((to / "runs/real").glob("*/model"), key=lambda f: f.stat().st_mtime):
+        engine = open_engine(model)
+        requests = [
+            Request(tuple(engine.chat.encode(sample.messages)), params, str(number))
+            for number, sample in enumerate(samples)
+        ]
+        scores, tokens = [], 0
+        for answer in engine.sample(requests):
+            sample = samples[int(answer.request_id)]
+            scores.append(reward.score(sample.messages, [answer], sample)[0].parts)
+            tokens += len(answer.token_ids)
+        shown = [
+            f"{np.mean(each):.3f} ± {1.96 * np.std(each) / len(each) ** 0.5:.3f}"
+            for each in ([s[part.kind] for s in scores] for part in parts)
+        ]
+        name = model.parent.name.rsplit("-", 1)[0]
+        print(f"| {name} | {' | '.join(shown)} | {tokens / len(scores):.0f} |", flush=True)
+
+
+def asked_before(runs: Path) -> set[str]:
+    """The prompts of pairs and of stored answers."""
+    known: set[str] = set()
+    for file in [*runs.glob("*/data/pairs.jsonl"), *runs.glob("*/report/refused.jsonl")]:
+        for line in file.read_text("utf-8").splitlines():
+            known.add(json.loads(line)["prompt"][-1]["content"])
+    for file in runs.glob("*/rollouts/*.parquet"):
+        known.update(pyarrow.parquet.read_table(file, columns=["question"])["question"].to_pylist())
+    return known
 
 
 def selection(to: Path, model: str, seeds: list[int]) -> list[str]:

@@ -33,7 +33,7 @@ from singalaut.rl.policy import policy_step
 from singalaut.rl.rollouts import Rollout, Rollouts
 from singalaut.train.config import AdapterConfig
 from singalaut.train.optim import adamw
-from singalaut.train.pairs import PairLosses, pair_step
+from singalaut.train.pairs import PairLosses, pair_step, reference_logprobs
 from singalaut.train.parallel import World
 
 REPEATS = 5
@@ -120,15 +120,15 @@ def alignments(
         def words(self, pair: int) -> tuple[np.ndarray, ...]:
             return self.both[pair]
 
+    here = World(device=torch.device(DEVICE))
     shared = pack_pairs(Drawn(), np.arange(count), 8192)
     real, pair_batches.common_beginning = pair_batches.common_beginning, lambda *_: 0
     alone = pack_pairs(Drawn(), np.arange(count), 8192)
     pair_batches.common_beginning = real
     optimizer = adamw(model, 0.0, 0.0)
     answers = np.full((count, 2), tokens)
-    reference = np.full((count, 2), -9.0 * tokens, dtype=np.float32)
+    reference = reference_logprobs(model, alone, count, here)
     loss = PairLosses("apo-zero", 0.1, 0.0)
-    here = World(device=torch.device(DEVICE))
 
     def step(rows: list[pair_batches.PairRow]) -> float:
         done = pair_step(model, optimizer, rows, answers, reference, loss, 0.0, 1.0, here)

@@ -13,6 +13,7 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "train"))
 import training_cases as cases
 
 from singalaut.data.batches import Micro
+from singalaut.loss.logprobs import token_logprobs
 from singalaut.model.config import Gemma3Config
 from singalaut.model.gemma3 import Gemma3, initialise
 from singalaut.model.training import compile_layers
@@ -44,6 +45,27 @@ def test_losses_and_gradient_of_logits(vocabulary, dtype):
     torch.testing.assert_close(losses, wanted.detach(), rtol=1e-5, atol=1e-5)
     bound = {"rtol": 1e-4, "atol": 1e-6} if dtype == torch.float32 else {"rtol": 1e-2, "atol": 1e-6}
     torch.testing.assert_close(logits.float(), gradient, **bound)
+
+
+@pytest.mark.parametrize("temperature", [1.0, 0.7])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_log_probabilities_and_their_gradients(dtype, temperature):
+    """Through kernels on the device, and through PyTorch on the CPU in float32."""
+    generator = torch.Generator().manual_seed(5)
+    hidden = torch.randn(300, 64, generator=generator).to(dtype)
+    weight = torch.randn(20_000, 64, generator=generator).to(dtype)
+    targets = torch.randint(0, 20_000, (300,), generator=generator)
+    factors = torch.randn(300, generator=generator)
+    found = {}
+    for device, kind in (("cpu", torch.float32), ("cuda", dtype)):
+        h, w = (x.to(device, kind).requires_grad_() for x in (hidden, weight))
+        values = token_logprobs(h, w, targets.to(device), temperature, 128)
+        (values[0] * factors.to(device)).sum().backward()
+        found[device] = [x.detach().float().cpu() for x in (*values, h.grad, w.grad)]
+    exact = dtype == torch.float32
+    for wanted, ours in zip(found["cpu"], found["cuda"], strict=True):
+        assert (ours - wanted).abs().mean() < (1e-4 if exact else 0.02) * wanted.abs().mean()
+    assert (found["cuda"][1] - found["cpu"][0]).abs().mean() > 0.02  # others are noticed
 
 
 def test_optimiser_kernel():

@@ -32,7 +32,11 @@ def test_it_learns_and_everything_is_kept(tmp_path, tiny_model):
     lines = work.metrics()
     rewards = [line["reward"] for line in lines if "reward" in line]
     assert sum(rewards[-10:]) / 10 > sum(rewards[:5]) / 5 + 0.1
-    assert len([line for line in lines if "held_out_reward" in line]) == 4
+    held_out = [line for line in lines if "held_out_reward" in line]
+    assert len(held_out) == 4
+    for line in held_out:
+        assert line["held_out_by_part"] == {"even": pytest.approx(line["held_out_reward"])}
+        assert line["held_out_errors_by_part"].keys() == {"even"}
     assert max(line["mismatch"] for line in lines if "mismatch" in line) < 1e-4
     stored = load_rollouts(work.path / "rollouts", 3)
     assert stored is not None and stored.groups == 2 and len(stored.answers) == 8

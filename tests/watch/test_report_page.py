@@ -118,7 +118,8 @@ def test_learning_by_reward_shows_answers_and_reasons(tmp_path):
     }
     held = {"step": 0, "held_out_reward": 0.25, "held_out_standard_error": 0.05}
     flat = {"step": 1, "reward": 0.0, "unscored_because": {"own: <no>": 2}}
-    after = held | {"step": 2, "held_out_reward": 0.5}
+    held |= {"held_out_by_part": {"maths": 0.25}, "held_out_errors_by_part": {"maths": 0.05}}
+    after = held | {"step": 2, "held_out_reward": 0.5, "held_out_by_language": {"th": 0.5}}
     folder = folder_of(tmp_path, "rl", [held, line, flat, after])
 
     def answer(text, value, why):
@@ -137,6 +138,8 @@ def test_learning_by_reward_shows_answers_and_reasons(tmp_path):
     assert "1 of 2 steps had nothing to learn from" in page and "own: &lt;no&gt;" in page
     assert "๒ + ๒ = ? &lt;i&gt;" in page and "๔ &lt;u&gt;" in page and "not &amp; equal" in page
     assert "the server is &lt;down&gt;" in page
+    assert "<td>maths</td><td>0.250 ± 0.098</td>" in page  # 1.96 standard errors
+    assert "<td>th</td><td>–</td><td>0.500</td>" in page
     assert "not scored: no score" in page and "generate, 75%" in page
     for title in ("Share solved", "Parts of the reward", "Reward by language", "Time by phase"):
         assert title in page, title

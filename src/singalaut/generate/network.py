@@ -33,7 +33,7 @@ from singalaut.model.gemma3 import Gemma3, rotation
 from singalaut.model.paged import KINDS, PAGE_TOKENS, Kind, PagedCache
 
 Attention = Callable[[int, Tensor], Tensor]  # of a layer, from its queries, keys and values
-FP8_ROWS = 96  # from here on products are in FP8 as a whole, below only weights are
+FP8_ROWS = 64  # from here on products are in FP8 as a whole, below only weights are
 USUAL_ROWS = 64  # for which keys are split where the number of rows may not matter
 ALONE_ROWS = 512  # whose attention is computed together where each row is on its own
 

@@ -1,7 +1,9 @@
-"""Cross-entropy of rows of logits in one Triton kernel, which leaves the gradient in their place.
+"""What losses need of rows of logits, each in one Triton kernel.
 
-A row is read twice and written once: first for its largest logit and the sum of exponentials, then
-for softmax − one-hot. Shapes: C rows, V vocabulary.
+Cross-entropy leaves its gradient in the place of the logits: a row is read twice and written once,
+first for its largest logit and the sum of exponentials, then for softmax − one-hot. Log-probability
+and entropy come from one reading of a row, the gradient of the former from another.
+Shapes: C rows, V vocabulary.
 """
 
 from __future__ import annotations
@@ -48,3 +50,83 @@ def _losses_and_error(
             x = tl.load(base + at, mask=at < VOCAB, other=float("-inf")).to(tl.float32)
             error = tl.exp(x - normaliser) - (at == target).to(tl.float32)
             tl.store(base + at, error.to(logits.dtype.element_ty), mask=at < VOCAB)
+
+
+def row_figures(
+    logits: Tensor,
+    targets: Tensor,
+    temperature: float,
+    logprobs: Tensor,
+    normalisers: Tensor,
+    entropies: Tensor,
+    plain: Tensor,
+) -> None:
+    """Of p = softmax(logits / temperature), each [C]: log p(target), the log of the sum of
+    exponentials, the entropy, and log p(target) at a temperature of 1.
+    """
+    rows, vocabulary = logits.shape
+    block = min(BLOCK, triton.next_power_of_2(vocabulary))
+    _row_figures[(rows,)](
+        logits, targets, 1 / temperature, logprobs, normalisers, entropies, plain,
+        logits.stride(0), VOCAB=vocabulary, BLOCK=block, num_warps=8,
+    )  # fmt: skip
+
+
+def logprob_gradient(
+    logits: Tensor,
+    targets: Tensor,
+    temperature: float,
+    normalisers: Tensor,
+    factors: Tensor,
+    out: Tensor,
+) -> None:
+    """out [C, V] = factor · ∂ log p(target) / ∂ logits = factor · (one-hot − p) / temperature."""
+    rows, vocabulary = logits.shape
+    block = min(BLOCK, triton.next_power_of_2(vocabulary))
+    _logprob_gradient[rows, triton.cdiv(vocabulary, block)](
+        logits, targets, 1 / temperature, normalisers, factors, out,
+        logits.stride(0), out.stride(0), VOCAB=vocabulary, BLOCK=block, num_warps=8,
+    )  # fmt: skip
+
+
+@triton.jit
+def _row_figures(
+    logits, targets, coldness, logprobs, normalisers, entropies, plain, stride,
+    VOCAB: tl.constexpr, BLOCK: tl.constexpr,
+):  # fmt: skip
+    row = tl.program_id(0).to(tl.int64)
+    base = logits + row * stride
+    chosen = tl.load(base + tl.load(targets + row)).to(tl.float32)
+    best = float("-inf")  # of the logits as they are
+    total = 0.0
+    weighted = 0.0
+    plain_total = 0.0
+    for start in range(0, VOCAB, BLOCK):
+        at = start + tl.arange(0, BLOCK)
+        x = tl.load(base + at, mask=at < VOCAB, other=float("-inf")).to(tl.float32)
+        higher = tl.maximum(best, tl.max(x, 0))
+        shrink = tl.exp((best - higher) * coldness)
+        powers = tl.exp((x - higher) * coldness)
+        total = total * shrink + tl.sum(powers, 0)
+        weighted = weighted * shrink + tl.sum(tl.where(at < VOCAB, powers * x, 0.0), 0)
+        plain_total = plain_total * tl.exp(best - higher) + tl.sum(tl.exp(x - higher), 0)
+        best = higher
+    normaliser = best * coldness + tl.log(total)
+    tl.store(logprobs + row, chosen * coldness - normaliser)
+    tl.store(normalisers + row, normaliser)
+    tl.store(entropies + row, normaliser - weighted * coldness / total)
+    tl.store(plain + row, chosen - best - tl.log(plain_total))
+
+
+@triton.jit
+def _logprob_gradient(
+    logits, targets, coldness, normalisers, factors, out, stride, out_stride,
+    VOCAB: tl.constexpr, BLOCK: tl.constexpr,
+):  # fmt: skip
+    row = tl.program_id(0).to(tl.int64)
+    at = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
+    x = tl.load(logits + row * stride + at, mask=at < VOCAB, other=float("-inf")).to(tl.float32)
+    p = tl.exp(x * coldness - tl.load(normalisers + row))
+    error = (at == tl.load(targets + row)).to(tl.float32) - p
+    gradient = error * (tl.load(factors + row) * coldness)
+    tl.store(out + row * out_stride + at, gradient.to(out.dtype.element_ty), mask=at < VOCAB)

@@ -73,19 +73,10 @@ class _TokenLogprobs(torch.autograd.Function):
         normalisers_N = torch.empty_like(logprobs_N)
         entropies_N = torch.empty_like(logprobs_N)
         plain_N = torch.empty_like(logprobs_N)
+        figures = logprobs_N, normalisers_N, entropies_N, plain_N
         for chunk in _chunks(len(hidden_NW), chunk_rows):
-            logits_CV = _wide_logits(hidden_NW[chunk], weight_VW, temperature)
-            normaliser_C1 = logits_CV.logsumexp(-1, keepdim=True)
-            chosen_C1 = logits_CV.gather(-1, targets_N[chunk, None])
-            logprobs_N[chunk] = (chosen_C1 - normaliser_C1)[:, 0]
-            normalisers_N[chunk] = normaliser_C1[:, 0]
-            mean_C = (logits_CV.sub(normaliser_C1).exp_() * logits_CV).sum(-1)
-            entropies_N[chunk] = normaliser_C1[:, 0] - mean_C
-            if temperature != 1:
-                plain_C = logits_CV.mul_(temperature).logsumexp(-1)
-                plain_N[chunk] = temperature * chosen_C1[:, 0] - plain_C
-        if temperature == 1:
-            plain_N.copy_(logprobs_N)
+            logits_CV = _wide_logits(hidden_NW[chunk], weight_VW)
+            _row_figures(logits_CV, targets_N[chunk], temperature, [f[chunk] for f in figures])
         ctx.save_for_backward(hidden_NW, weight_VW, targets_N, normalisers_N)
         ctx.temperature, ctx.chunk_rows = temperature, chunk_rows
         ctx.mark_non_differentiable(entropies_N, plain_N)
@@ -97,14 +88,17 @@ class _TokenLogprobs(torch.autograd.Function):
         wants_hidden, wants_weight = ctx.needs_input_grad[:2]
         hidden_grad = torch.empty_like(hidden_NW) if wants_hidden else None
         weight_grad = torch.zeros_like(weight_VW) if wants_weight else None
+        factors_N = grads[0].contiguous()  # which one number may stand for
         for chunk in _chunks(len(hidden_NW), ctx.chunk_rows):
             hidden = hidden_NW[chunk]
-            error_CV = _wide_logits(hidden, weight_VW, ctx.temperature)
-            error_CV.sub_(normalisers_N[chunk, None]).exp_().neg_()
-            ones_C1 = torch.ones_like(normalisers_N[chunk, None])
-            error_CV.scatter_add_(-1, targets_N[chunk, None], ones_C1)
-            error_CV.mul_(grads[0][chunk, None] / ctx.temperature)
-            error_CV = error_CV.to(hidden.dtype)
+            error_CV = _logprob_gradient(
+                _wide_logits(hidden, weight_VW),
+                targets_N[chunk],
+                ctx.temperature,
+                normalisers_N[chunk],
+                factors_N[chunk],
+                hidden.dtype,
+            )
             if hidden_grad is not None:
                 torch.mm(error_CV, weight_VW, out=hidden_grad[chunk])
             if weight_grad is not None:
@@ -165,12 +159,56 @@ def _losses_and_error(
     return error_CV.to(logits_CV.dtype)
 
 
-def _wide_logits(hidden: Tensor, weight: Tensor, temperature: float) -> Tensor:
+def _row_figures(
+    logits_CV: Tensor, targets_C: Tensor, temperature: float, figures: list[Tensor]
+) -> None:
+    """Fills log-probabilities, normalisers, entropies and log-probabilities at 1; logits go."""
+    if logits_CV.is_cuda:
+        from singalaut.loss.kernels import row_figures
+
+        row_figures(logits_CV, targets_C, temperature, *figures)
+        return
+    logprobs_C, normalisers_C, entropies_C, plain_C = figures
+    chosen_C1 = logits_CV.gather(-1, targets_C[:, None])
+    if temperature != 1:
+        plain_C.copy_(chosen_C1[:, 0] - logits_CV.logsumexp(-1))
+        logits_CV.div_(temperature)
+        chosen_C1 = chosen_C1 / temperature
+    normaliser_C1 = logits_CV.logsumexp(-1, keepdim=True)
+    logprobs_C.copy_((chosen_C1 - normaliser_C1)[:, 0])
+    normalisers_C.copy_(normaliser_C1[:, 0])
+    mean_C = (logits_CV.sub(normaliser_C1).exp_() * logits_CV).sum(-1)
+    entropies_C.copy_(normaliser_C1[:, 0] - mean_C)
+    if temperature == 1:
+        plain_C.copy_(logprobs_C)
+
+
+def _logprob_gradient(
+    logits_CV: Tensor,
+    targets_C: Tensor,
+    temperature: float,
+    normalisers_C: Tensor,
+    factors_C: Tensor,
+    dtype: torch.dtype,
+) -> Tensor:
+    """factor · (one-hot − p) / temperature, [C, V]; the logits go."""
+    if logits_CV.is_cuda:
+        from singalaut.loss.kernels import logprob_gradient
+
+        out_CV = torch.empty_like(logits_CV, dtype=dtype)
+        logprob_gradient(logits_CV, targets_C, temperature, normalisers_C, factors_C, out_CV)
+        return out_CV
+    if temperature != 1:
+        logits_CV.div_(temperature)
+    error_CV = logits_CV.sub_(normalisers_C[:, None]).exp_().neg_()
+    error_CV.scatter_add_(-1, targets_C[:, None], torch.ones_like(normalisers_C[:, None]))
+    return error_CV.mul_(factors_C[:, None] / temperature).to(dtype)
+
+
+def _wide_logits(hidden: Tensor, weight: Tensor) -> Tensor:
     if hidden.is_cuda and hidden.dtype != torch.float32:
-        logits = torch.mm(hidden, weight.T, out_dtype=torch.float32)
-    else:
-        logits = (hidden @ weight.T).float()
-    return logits if temperature == 1 else logits.div_(temperature)
+        return torch.mm(hidden, weight.T, out_dtype=torch.float32)
+    return (hidden @ weight.T).float()
 
 
 def _default_rows(hidden: Tensor, weight: Tensor, bytes_each: int) -> int:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import math
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -78,35 +78,41 @@ def measure(asking: Asking, held_out: Sequence[Task]) -> dict[str, Any] | None:
     answers: dict[int, Completion] = {}
     for completion in asking.sampler.sample(requests) if requests else ():
         answers[int(completion.request_id)] = completion
-    values: list[float | None] = []
+    found: list[tuple[float | None, Mapping[str, float]]] = []
     failures: list[str] = []
     for number in share:
         answer, sample = answers.get(number), held_out[number].sample
         if answer is None or answer.finish_reason not in WHOLE:
             failures.append("no answer came" if answer is None else reason_of(answer))
-            values.append(None)
+            found.append((None, {}))
         else:
-            values.append(asking.reward.score(sample.messages, [answer], sample)[0].value)
-    merged = asking.team.merge(values, lambda value: value, lambda value: value)
+            score = asking.reward.score(sample.messages, [answer], sample)[0]
+            found.append((score.value, score.parts))
+    merged = asking.team.merge(found, list, tuple)
     for reason, count in Counter(failures).items():
         log.warning("%d held-out prompts got no answers: %s", count, reason)
-    rewards = np.array([np.nan if value is None else value for value in merged])
+    rewards = np.array([np.nan if value is None else value for value, _ in merged])
     scored = [
         (task.sample, value)
-        for task, value in zip(held_out, merged, strict=True)
+        for task, (value, _) in zip(held_out, merged, strict=True)
         if value is not None
     ]
-    count = int(np.isfinite(rewards).sum())
-    if not count:
+    if not scored:
         log.warning("no answer to a held-out prompt could be scored")
         return None
+    groups: dict[str, list[tuple[str | None, float]]] = {
+        "language": [(sample.language, value) for sample, value in scored],
+        "source": [(sample.source, value) for sample, value in scored],
+        "part": [each for _, parts in merged for each in parts.items()],
+    }
     return {
         "held_out_reward": _mean(rewards),
-        "held_out_standard_error": (
-            float(np.nanstd(rewards) / math.sqrt(count)) if count > 1 else 0.0
-        ),
-        "held_out_by_language": _by_label((s.language, value) for s, value in scored),
-        "held_out_by_source": _by_label((s.source, value) for s, value in scored),
+        "held_out_standard_error": _standard_error([value for _, value in scored]),
+        **{f"held_out_by_{name}": _by_label(each) for name, each in groups.items()},
+        **{
+            f"held_out_errors_by_{name}": _by_label(each, _standard_error)
+            for name, each in groups.items()
+        },
     }
 
 
@@ -118,12 +124,19 @@ def _texts(answers: Sequence[Rollout]) -> dict[str, float]:
     return found | ({"right_language": _mean(np.array(right, float))} if right else {})
 
 
-def _by_label(values: Iterable[tuple[str | None, float]]) -> dict[str, float]:
-    """The mean of each label's values."""
+def _by_label(
+    values: Iterable[tuple[str | None, float]],
+    figure: Callable[[list[float]], float] = lambda each: _mean(np.array(each)),
+) -> dict[str, float]:
+    """The mean, or another figure, of each label's values."""
     found: dict[str, list[float]] = {}
     for label, value in values:
         found.setdefault(label or "unknown", []).append(value)
-    return {name: _mean(np.array(each)) for name, each in sorted(found.items())}
+    return {name: figure(each) for name, each in sorted(found.items())}
+
+
+def _standard_error(values: list[float]) -> float:
+    return float(np.std(values) / math.sqrt(len(values))) if len(values) > 1 else 0.0
 
 
 def _mean(values: np.ndarray) -> float:

@@ -181,9 +181,13 @@ def _measure(asking: Asking, held_out: Sequence[Task], step: int, work: Work) ->
     figures = measure(asking, held_out)
     if figures is not None and asking.team.is_first:
         work.log(step=step, **figures)
+        parts = figures["held_out_by_part"]
         log.info(
-            "step %d: held-out reward %.3f ± %.3f",
+            "step %d: held-out reward %.3f ± %.3f%s",
             step,
             figures["held_out_reward"],
             figures["held_out_standard_error"],
+            f" ({', '.join(f'{name} {value:.3f}' for name, value in parts.items())})"
+            if len(parts) > 1
+            else "",
         )

@@ -93,15 +93,31 @@ def _with_error(held_out: Sequence[Line]) -> dict[str, list[tuple[float, float]]
 
 
 def _before_and_after(held_out: Sequence[Line]) -> list[str]:
+    """What greedy answers were worth before the first step and before the last, by group."""
     if not held_out:
         return []
     first, last = held_out[0], held_out[-1]
-    rows = [("all", first["held_out_reward"], last["held_out_reward"])]
-    for group in ("held_out_by_language", "held_out_by_source"):
-        start = first.get(group, {})
-        rows += [(label, start.get(label), value) for label, value in last.get(group, {}).items()]
+
+    def shown(line: Line, group: str, label: str) -> str:
+        value = line.get(f"held_out_by_{group}", {}).get(label)
+        error = line.get(f"held_out_errors_by_{group}", {}).get(label)
+        return _with_interval(value, error)
+
+    alike = [
+        (each["held_out_reward"], each.get("held_out_standard_error")) for each in (first, last)
+    ]
+    rows = [("all", *(_with_interval(*each) for each in alike))]
+    for group in ("part", "language", "source"):
+        labels = last.get(f"held_out_by_{group}", {})
+        rows += [(label, shown(first, group, label), shown(last, group, label)) for label in labels]
     steps = f"before step {first['step']}", f"before step {last['step']}"
-    return [table(("held-out reward", *steps), rows)]
+    return [table(("held-out reward, 95 % interval", *steps), rows)]
+
+
+def _with_interval(value: float | None, error: float | None) -> str:
+    if value is None:
+        return "–"
+    return f"{value:.3f} ± {1.96 * error:.3f}" if error else f"{value:.3f}"
 
 
 def _reasons(trained: Sequence[Line], name: str, title: str, what: str) -> list[str]:
