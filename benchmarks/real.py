@@ -250,8 +250,7 @@ def write(data: Path, to: Path, model: str, pack: str) -> None:
 
 def read(file: Path) -> Iterator[dict[str, Any]]:
     """Conversations and problems of a file, with the file's name as their source."""
-    for line in file.read_text("utf-8").splitlines():
-        row = json.loads(line)
+    for row in rows_in(file):
         if not row.get("messages") or any("tool_calls" in turn for turn in row["messages"]):
             continue
         kept = {
@@ -260,6 +259,10 @@ def read(file: Path) -> Iterator[dict[str, Any]]:
         yield kept | {
             "source": file.name.removesuffix(".jsonl").removesuffix(f".{row['language']}")
         }
+
+
+def rows_in(file: Path) -> Iterator[dict[str, Any]]:
+    yield from (json.loads(line) for line in file.read_text("utf-8").split("\n") if line.strip())
 
 
 def asked(row: dict[str, Any]) -> dict[str, Any]:
@@ -340,8 +343,7 @@ def asked_before(runs: Path) -> set[str]:
     """The prompts of pairs and of stored answers."""
     known: set[str] = set()
     for file in [*runs.glob("*/data/pairs.jsonl"), *runs.glob("*/report/refused.jsonl")]:
-        for line in file.read_text("utf-8").splitlines():
-            known.add(json.loads(line)["prompt"][-1]["content"])
+        known.update(row["prompt"][-1]["content"] for row in rows_in(file))
     for file in runs.glob("*/rollouts/*.parquet"):
         known.update(pyarrow.parquet.read_table(file, columns=["question"])["question"].to_pylist())
     return known

@@ -97,24 +97,26 @@ def _row_figures(
     row = tl.program_id(0).to(tl.int64)
     base = logits + row * stride
     chosen = tl.load(base + tl.load(targets + row)).to(tl.float32)
-    best = float("-inf")  # of the logits as they are
+    best = -1e30  # of the logits as they are: below all, yet a number
     total = 0.0
-    weighted = 0.0
+    weighted = 0.0  # by how far below the best, so that small entropies are exact
     plain_total = 0.0
     for start in range(0, VOCAB, BLOCK):
         at = start + tl.arange(0, BLOCK)
         x = tl.load(base + at, mask=at < VOCAB, other=float("-inf")).to(tl.float32)
         higher = tl.maximum(best, tl.max(x, 0))
-        shrink = tl.exp((best - higher) * coldness)
-        powers = tl.exp((x - higher) * coldness)
-        total = total * shrink + tl.sum(powers, 0)
-        weighted = weighted * shrink + tl.sum(tl.where(at < VOCAB, powers * x, 0.0), 0)
+        rise = (best - higher) * coldness
+        below = (x - higher) * coldness
+        powers = tl.exp(below)
+        weighted = (weighted + rise * total) * tl.exp(rise)
+        weighted += tl.sum(tl.where(at < VOCAB, powers * below, 0.0), 0)
+        total = total * tl.exp(rise) + tl.sum(powers, 0)
         plain_total = plain_total * tl.exp(best - higher) + tl.sum(tl.exp(x - higher), 0)
         best = higher
     normaliser = best * coldness + tl.log(total)
     tl.store(logprobs + row, chosen * coldness - normaliser)
     tl.store(normalisers + row, normaliser)
-    tl.store(entropies + row, normaliser - weighted * coldness / total)
+    tl.store(entropies + row, tl.log(total) - weighted / total)
     tl.store(plain + row, chosen - best - tl.log(plain_total))
 
 
