@@ -179,6 +179,40 @@ def test_own_answers_are_chosen_among(tmp_path):
     assert "," in row["rejected"] and "," not in row["chosen"]
 
 
+MALAY = "Sungai itu panjang, dan orang memancing di sana. Airnya sejuk pada waktu pagi."
+
+
+def in_turn(*answers):
+    """A script that says one after the other."""
+    said = iter(answers)
+    return Script(lambda _: next(said))
+
+
+def test_an_answer_in_another_language_has_one_fault_more(tmp_path):
+    plain = ANSWER.format(1).replace(",", "")
+    script = in_turn(plain, MALAY.replace(",", ""), plain + " So it is.")
+    folder = make(tmp_path, script, [sample(1)], method="sample", samples=3)
+    (row,) = rows(folder)  # both keep to the constraint
+    assert row["rejected"].startswith("Sungai") and row["chosen"].startswith("The river")
+
+
+def test_rules_mend_an_own_answer_in_the_language_asked_for(tmp_path):
+    script = in_turn(ANSWER.format(1), MALAY, ANSWER.format(2), ANSWER.format(2) + " Commas, too.")
+    folder = make(tmp_path, script, [sample(1), sample(2)], samples=2)
+    first, second = rows(folder)
+    assert first["rejected"] == MALAY and first["chosen"] == ANSWER.format(1).replace(",", "")
+    # where the rejected answer is in it, it is that which is mended
+    assert second["rejected"] == ANSWER.format(2)
+    assert second["chosen"] == ANSWER.format(2).replace(",", "")
+
+
+def test_languages_do_not_count_where_pairs_are_not_filtered_by_them(tmp_path):
+    script = in_turn(ANSWER.format(1), MALAY.replace(",", ""))
+    folder = make(tmp_path, script, [sample(1)], samples=2, filters={"language": False})
+    (row,) = rows(folder)
+    assert row["rejected"] == ANSWER.format(1)
+
+
 def test_calls_are_keyed_by_content(tmp_path):
     from singalaut.contracts import Request, SamplingParams
 

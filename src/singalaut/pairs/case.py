@@ -6,7 +6,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from singalaut.contracts import Sample
-from singalaut.pairs.fixing import num_broken
 from singalaut.pairs.judging import Given
 from singalaut.verify.constraints.check import Constraint
 
@@ -40,9 +39,6 @@ class Case:
             Constraint(c["instruction_id"], c.get("parameters") or {})
             for c in self.sample.constraints
         ]
-
-    def broken(self, text: str) -> int:
-        return num_broken(text, self.constraints, self.language, self.prompt)
 
 
 def remaining(cases: Sequence[Case]) -> list[Case]:

@@ -68,7 +68,8 @@ class FilterConfig(Settings):
     language: bool = True
     """In the language that the prompt asks for."""
     constraints: Literal["all", "more", "any"] = "all"
-    """Keeping to all constraints of the prompt; or to more than the rejected one; or to any."""
+    """Keeping to all constraints of the prompt; or with fewer faults than the rejected one, another
+    language being one; or any."""
     min_length: float = Field(0.5, ge=0)
     """Characters, at least, for one of the rejected answer."""
     max_length: float = Field(2.0, gt=0)
@@ -82,7 +83,7 @@ class FilterConfig(Settings):
 class PairsConfig(StageSettings):
     """Makes preference pairs: the model's own answer is rejected, a better one is chosen."""
 
-    VERSION: ClassVar[int] = 1
+    VERSION: ClassVar[int] = 2
     OUTPUT: ClassVar[str] = "pairs"
     NOT_IN_KEY: ClassVar[dict[str, Any]] = {
         "model": True,
@@ -101,12 +102,13 @@ class PairsConfig(StageSettings):
     prompts: tuple[PromptSource, ...] = Field(min_length=1)
     """What is asked."""
     method: Literal["fix", "rewrite", "sample"] = "fix"
-    """Where the chosen answer comes from: the model's own, changed by rules until it keeps to the
+    """Where the chosen answer comes from: an own one, changed by rules until it keeps to the
     constraints; a rewriter; or another own answer that keeps to them."""
     rewriter: RewriterConfig | None = None
     """Who rewrites; only for the method `rewrite`."""
     samples: int = Field(1, ge=1, le=64)
-    """Own answers to each prompt; the one that keeps to fewest constraints is rejected."""
+    """Own answers to each prompt; the one with most faults is rejected: constraints that it breaks,
+    and another language than the one asked for."""
     sampling: SamplingConfig = Field(default_factory=lambda: SamplingConfig.model_validate({}))
     """How own answers are drawn."""
     filters: FilterConfig = Field(default_factory=lambda: FilterConfig.model_validate({}))

@@ -9,6 +9,7 @@ import re
 import unicodedata
 from collections.abc import Sequence
 from difflib import SequenceMatcher
+from functools import lru_cache
 
 from singalaut.pairs.config import FilterConfig
 from singalaut.pairs.fixing import num_broken
@@ -58,8 +59,8 @@ def refusal_of(
     repeats = any(c.instruction_id.endswith("repeat_prompt") for c in constraints)
     if not repeats and difference(prompt, chosen) < 1 - ECHO:
         return "the chosen answer repeats the prompt"
-    if reason := _of_language(chosen, prompt, constraints, language, config):
-        return reason
+    if config.language and not _is_in_language(chosen, prompt, constraints, language):
+        return "the chosen answer is in another language"
     if reason := _of_constraints(chosen, rejected, prompt, constraints, language, config):
         return reason
     ratio = len(chosen.strip()) / max(1, len(rejected.strip()))
@@ -92,14 +93,28 @@ def difference(first: str, second: str) -> float:
     return 1 - SequenceMatcher(None, one, other, autojunk=False).ratio()
 
 
-def _of_language(
-    chosen: str, prompt: str, constraints: Sequence[Constraint], language: str, config: FilterConfig
-) -> str | None:
-    wanted = answer_language(constraints, language)
-    enough = sum(character.isalpha() for character in chosen) >= FEWEST_LETTERS
-    if config.language and enough and not is_language(chosen, wanted, prompt)[0]:
-        return "the chosen answer is in another language"
-    return None
+def num_faults(
+    text: str, prompt: str, constraints: Sequence[Constraint], language: str, config: FilterConfig
+) -> int:
+    """How many constraints an answer breaks; another language than the one asked for is one more,
+    where pairs are filtered by that.
+    """
+    is_wrong = config.language and not _is_in_language(text, prompt, constraints, language)
+    return num_broken(text, constraints, language, prompt) + is_wrong
+
+
+def _is_in_language(
+    text: str, prompt: str, constraints: Sequence[Constraint], language: str
+) -> bool:
+    """Whether an answer is in the language asked for, or too short to tell."""
+    if sum(character.isalpha() for character in text) < FEWEST_LETTERS:
+        return True
+    return _told(text, answer_language(constraints, language), prompt)
+
+
+@lru_cache(maxsize=1 << 16)
+def _told(text: str, language: str, prompt: str) -> bool:
+    return is_language(text, language, prompt)[0]
 
 
 def _of_constraints(
@@ -112,9 +127,9 @@ def _of_constraints(
 ) -> str | None:
     if config.constraints == "any" or not constraints:
         return None
-    broken = num_broken(chosen, constraints, language, prompt)
-    if config.constraints == "all" and broken:
+    if config.constraints == "all" and num_broken(chosen, constraints, language, prompt):
         return "the chosen answer does not keep to all constraints"
-    if broken >= num_broken(rejected, constraints, language, prompt):
+    faults = [num_faults(t, prompt, constraints, language, config) for t in (chosen, rejected)]
+    if faults[0] >= faults[1]:
         return "the chosen answer keeps to no more constraints than the rejected one"
     return None

@@ -19,8 +19,8 @@ from singalaut.data.contamination import EvaluationTexts, read_evaluation_texts
 from singalaut.errors import DataError, RequestError
 from singalaut.pairs.calls import Answer, Calls, Model, ask
 from singalaut.pairs.case import Case, remaining
-from singalaut.pairs.config import PairsConfig, SamplingConfig
-from singalaut.pairs.filters import difference, has_control, refusal_of
+from singalaut.pairs.config import FilterConfig, PairsConfig, SamplingConfig
+from singalaut.pairs.filters import difference, has_control, num_faults, refusal_of
 from singalaut.pairs.fixing import fix
 from singalaut.pairs.judging import ORDERS, judge_prompt, read_verdict, refusal
 from singalaut.pairs.report import write_pairs
@@ -55,12 +55,12 @@ def run_pairs(
     store = Calls(calls)
     try:
         _answer(cases, config, policy, store, seed)
-        _reject(cases)
+        _reject(cases, config.filters)
         if config.method == "rewrite":
             assert rewriter is not None
             _rewrite(cases, config, rewriter, store, seed)
         elif config.method == "fix":
-            _fix(cases)
+            _fix(cases, config.filters)
         else:
             for case in remaining(cases):
                 case.candidates = [text for text in case.own if text != case.rejected]
@@ -132,24 +132,29 @@ def _fault(answer: Answer) -> str | None:
     return "has control tokens or characters" if has_control(answer.text) else None
 
 
-def _reject(cases: Sequence[Case]) -> None:
-    """Of several own answers, the first that keeps to fewest constraints."""
+def _reject(cases: Sequence[Case], filters: FilterConfig) -> None:
+    """Of several own answers, the first with most faults."""
     for case in remaining(cases):
-        case.rejected = max(case.own, key=case.broken)
+        case.rejected = max(case.own, key=lambda text: _faults(case, text, filters))
 
 
-def _fix(cases: Sequence[Case]) -> None:
+def _faults(case: Case, text: str, filters: FilterConfig) -> int:
+    return num_faults(text, case.prompt, case.constraints, case.language, filters)
+
+
+def _fix(cases: Sequence[Case], filters: FilterConfig) -> None:
+    """Every own answer as rules mend it: they cannot translate a rejected one."""
     for case in remaining(cases):
         if not case.constraints:
             case.refused = "the prompt has no constraints that rules could mend"
-        elif not case.broken(case.rejected):
+        elif not _faults(case, case.rejected, filters):
             case.refused = "the model's own answer keeps to all constraints already"
         else:
-            fixed = fix(case.rejected, case.constraints, case.language, case.prompt)
-            if fixed is None:
+            own = dict.fromkeys([case.rejected, *case.own])
+            fixed = [fix(text, case.constraints, case.language, case.prompt) for text in own]
+            case.candidates = [text for text in fixed if text is not None]
+            if not case.candidates:
                 case.refused = "the rules do not reach"
-            else:
-                case.candidates = [fixed]
 
 
 def _rewrite(
@@ -242,7 +247,7 @@ def _ask_all(
 
 
 def _choose(cases: Sequence[Case], config: PairsConfig) -> None:
-    """Of the candidates that pass the filters, the one that breaks least and changes least."""
+    """Of the candidates that pass the filters, the one with fewest faults and least changes."""
     for case in remaining(cases):
         reasons = [
             refusal_of(
@@ -257,7 +262,10 @@ def _choose(cases: Sequence[Case], config: PairsConfig) -> None:
         ]
         passed = [t for t, reason in zip(case.candidates, reasons, strict=True) if reason is None]
         if passed:
-            case.chosen = min(passed, key=lambda t: (case.broken(t), difference(case.rejected, t)))
+            case.chosen = min(
+                passed,
+                key=lambda t: (_faults(case, t, config.filters), difference(case.rejected, t)),
+            )
         else:
             case.refused = next(filter(None, reasons), "there is no other answer to choose")
 
