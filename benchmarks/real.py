@@ -84,19 +84,19 @@ reward = {{ parts = [
   {{ kind = "constraints" }},
   {{ kind = "language", weight = 0.2 }},
 ] }}
-steps = 160
+steps = 200
 prompts_per_step = 48
 samples = 8
 max_tokens = 160
 held_out = 600
-evaluate_every = 40
+evaluate_every = 100
 micro_tokens = 16384
-learning_rate = 2e-6
+learning_rate = 4e-6
 warmup_steps = 5
-kl = 0.05
 truncated = "zero"
 precision = "master"
 save_every = 20
+replay = {{ data = [{{ path = "data/conversations.jsonl" }}], rows = 32, weight = 0.05 }}
 
 [[stage]]
 kind = "merge"
@@ -109,9 +109,9 @@ name = "pairs-by-rules"
 model = "sft"
 prompts = [{{ generate = 3300, languages = [{languages}] }}]
 method = "fix"
-samples = 2
+samples = 4
 sampling = {{ max_tokens = 256 }}
-filters = {{ max_length = 4.0 }}
+filters = {{ max_length = 1.5 }}
 
 [[stage]]
 kind = "apo"
@@ -119,11 +119,18 @@ name = "apo-by-rules"
 model = "sft"
 pairs = "pairs-by-rules"
 epochs = 1
-learning_rate = 1e-6
+learning_rate = 5e-6
 batch_size = 32
 micro_tokens = 16384
 precision = "master"
 held_out = 5
+replay = {{ data = [{{ path = "data/conversations.jsonl" }}], rows = 32, weight = 0.5 }}
+
+[[stage]]
+kind = "merge"
+name = "half-by-rules"
+models = [{{ from = "sft", weight = 0.5 }}, {{ from = "apo-by-rules", weight = 0.5 }}]
+method = "linear"
 
 [[stage]]
 kind = "pairs"
@@ -135,9 +142,9 @@ rewriter.model = "rl"
 rewriter.candidates = 4
 rewriter.edit = "full"
 rewriter.sampling = {{ max_tokens = 256, temperature = 0.8 }}
-samples = 2
+samples = 4
 sampling = {{ max_tokens = 256 }}
-filters = {{ constraints = "more", max_length = 4.0 }}
+filters = {{ constraints = "more", max_length = 1.5 }}
 
 [[stage]]
 kind = "apo"
@@ -145,15 +152,25 @@ name = "apo-by-rewriter"
 model = "sft"
 pairs = "pairs-by-rewriter"
 epochs = 1
-learning_rate = 1e-6
+learning_rate = 5e-6
 batch_size = 32
 micro_tokens = 16384
 precision = "master"
 held_out = 5
+replay = {{ data = [{{ path = "data/conversations.jsonl" }}], rows = 32, weight = 0.5 }}
+
+[[stage]]
+kind = "merge"
+name = "half-by-rewriter"
+models = [{{ from = "sft", weight = 0.5 }}, {{ from = "apo-by-rewriter", weight = 0.5 }}]
+method = "linear"
 
 [[stage]]
 kind = "evaluate"
-models = ["base", "sft", "rl", "merge", "apo-by-rules", "apo-by-rewriter"]
+models = [
+  "base", "sft", "rl", "merge",
+  "apo-by-rules", "half-by-rules", "apo-by-rewriter", "half-by-rewriter",
+]
 pack = "{pack}"
 limit = 100
 protocol = {{ seeds = 1 }}
