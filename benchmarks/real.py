@@ -305,7 +305,7 @@ def table(to: Path) -> list[str]:
     """What the stages of a run have measured before their first and after their last step."""
     lines = ["| measured | before | after |", "|---|---|---|"]
     for metrics in sorted((to / "runs/real").glob("*/metrics.jsonl")):
-        logged = [json.loads(line) for line in metrics.read_text().splitlines()]
+        logged = [json.loads(line) for line in metrics.read_text("utf-8").split("\n") if line.strip()]
         measured = [m for m in logged if any(k.startswith(("validation", "held_out")) for k in m)]
         stage = metrics.parent.name.rsplit("-", 1)[0]
         lines += [f"| {stage}: {k} | {a} | {b} |" for k, a, b in ends(measured)]
@@ -328,15 +328,16 @@ def held(to: Path) -> None:
     """Constraints kept, and answers in the language asked for, with 95 % intervals.
 
     The prompts are composed with a seed that no stage has, without those that a pair was made of or
-    that were answered in learning; greedy answers of at most 256 tokens.
+    that were answered in learning, each once; greedy answers of at most 256 tokens.
     """
     parts = tuple(RewardPart.model_validate({"kind": kind}) for kind in ("constraints", "language"))
     reward = ComposedReward(RewardConfig(parts=parts))
     params = SamplingParams(max_tokens=256, temperature=0.0)
     made = make_samples(sorted(LANGUAGES), HELD_PROMPTS, derive(0, "held"))
     known = asked_before(to / "runs/real")
-    samples = [sample for sample in made if sample.messages[0].content not in known]
-    print("| model | constraints kept | in the language | tokens |\n|---|---|---|---|")
+    by_text = {sample.messages[0].content: sample for sample in made}
+    samples = [sample for text, sample in by_text.items() if text not in known]
+    print(f"{len(samples)} prompts\n\n| model | constraints kept | in the language | tokens |\n|---|---|---|---|")
     for model in sorted((to / "runs/real").glob("*/model"), key=lambda f: f.stat().st_mtime):
         engine = open_engine(model)
         requests = [
@@ -354,6 +355,7 @@ def held(to: Path) -> None:
         ]
         name = model.parent.name.rsplit("-", 1)[0]
         print(f"| {name} | {' | '.join(shown)} | {tokens / len(scores):.0f} |", flush=True)
+        engine.close()
 
 
 def asked_before(runs: Path) -> set[str]:

@@ -68,6 +68,13 @@ def test_log_probabilities_and_their_gradients(dtype, temperature):
     for ours, exact in zip((*found, h.grad, w.grad), wanted, strict=True):
         assert (ours.cpu() - exact).abs().mean() < bound * exact.abs().mean()
         assert (ours.cpu() - 1.1 * exact).abs().mean() > bound * exact.abs().mean()
+    one, each = (
+        torch.autograd.grad(
+            (token_logprobs(h, w, targets.cuda(), temperature, 128)[0] * factor).sum(), h
+        )[0]
+        for factor in (1.0, torch.ones(300, device="cuda"))
+    )
+    assert torch.equal(one, each)  # a gradient that one number stands for
 
 
 def test_optimiser_kernel():

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from singalaut.pairs.config import FilterConfig
-from singalaut.pairs.filters import difference, has_control, refusal_of
+from singalaut.pairs.filters import difference, has_control, num_faults, refusal_of
 from singalaut.pairs.fixing import FIXES, fix, is_kept
 from singalaut.text.languages import LANGUAGES
 from singalaut.verify.constraints.check import Constraint
@@ -124,6 +124,20 @@ def test_each_filter_refuses_what_it_names(chosen, reason):
     assert found == reason if reason is None else reason in (found or ""), found
 
 
+def test_another_language_is_one_fault():
+    malay = "Sungai itu panjang, dan orang memancing di sana. Airnya sejuk pada waktu pagi."
+    comma = constraint("punctuation:no_comma")
+    english = constraint("language:response_language", language="en")
+
+    def faults(text, *constraints, **settings):
+        return num_faults(text, PROMPT, constraints, "en", FilterConfig(**settings))
+
+    assert [faults(malay), faults(malay, comma), faults(malay, comma, language=False)] == [1, 2, 1]
+    assert faults(malay, english) == 1  # which the constraint has counted
+    assert faults("Sungai itu.") == 0  # too short to tell
+    assert faults(malay, comma, constraints="any") == 2
+
+
 def test_constraints_have_to_be_kept():
     wanted = [constraint("punctuation:no_comma"), constraint("detectable_format:title")]
     titled = "<<River>> " + CHOSEN
@@ -134,7 +148,7 @@ def test_constraints_have_to_be_kept():
     }
     assert "all constraints" in (found["all"] or "") and found["more"] is found["any"] is None
     plain = refusal_of(CHOSEN, REJECTED, PROMPT, wanted, "en", FilterConfig(constraints="more"))
-    assert plain is not None and "no more constraints" in plain
+    assert plain is not None and "no fewer faults" in plain
 
 
 @given(st.text(max_size=40), st.text(max_size=40))

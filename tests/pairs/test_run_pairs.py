@@ -207,10 +207,26 @@ def test_rules_mend_an_own_answer_in_the_language_asked_for(tmp_path):
 
 
 def test_languages_do_not_count_where_pairs_are_not_filtered_by_them(tmp_path):
-    script = in_turn(ANSWER.format(1), MALAY.replace(",", ""))
+    script = in_turn(MALAY.replace(",", ""), ANSWER.format(1))
     folder = make(tmp_path, script, [sample(1)], samples=2, filters={"language": False})
     (row,) = rows(folder)
     assert row["rejected"] == ANSWER.format(1)
+
+
+def test_rules_do_not_translate(tmp_path):
+    with pytest.raises(DataError):
+        make(tmp_path, in_turn(MALAY.replace(",", "")), [sample(1)])
+    reasons, _ = report(tmp_path / "work")
+    assert reasons == {"rules do not translate": 1}
+
+
+def test_own_answers_with_equal_faults_make_no_pair(tmp_path):
+    plain = ANSWER.format(1).replace(",", "")
+    both = {"method": "sample", "samples": 2}
+    with pytest.raises(DataError):
+        make(tmp_path, in_turn(plain, plain + " So it is."), [sample(1)], **both)
+    reasons, _ = report(tmp_path / "work")
+    assert reasons == {"there is no better answer to choose": 1}
 
 
 def test_calls_are_keyed_by_content(tmp_path):

@@ -36,7 +36,8 @@ def test_it_learns_and_everything_is_kept(tmp_path, tiny_model):
     assert len(held_out) == 4
     for line in held_out:
         assert line["held_out_by_part"] == {"even": pytest.approx(line["held_out_reward"])}
-        assert line["held_out_errors_by_part"].keys() == {"even"}
+        error = pytest.approx(line["held_out_standard_error"])
+        assert line["held_out_errors_by_part"] == {"even": error}
     assert max(line["mismatch"] for line in lines if "mismatch" in line) < 1e-4
     stored = load_rollouts(work.path / "rollouts", 3)
     assert stored is not None and stored.groups == 2 and len(stored.answers) == 8

@@ -114,7 +114,7 @@ def _row_figures(
         plain_total = plain_total * tl.exp(best - higher) + tl.sum(tl.exp(x - higher), 0)
         best = higher
     normaliser = best * coldness + tl.log(total)
-    tl.store(logprobs + row, chosen * coldness - normaliser)
+    tl.store(logprobs + row, (chosen - best) * coldness - tl.log(total))
     tl.store(normalisers + row, normaliser)
     tl.store(entropies + row, tl.log(total) - weighted / total)
     tl.store(plain + row, chosen - best - tl.log(plain_total))

@@ -118,7 +118,7 @@ def negative_log_likelihood(
     `chunk_rows` rows of logits. The sum does not depend on `chunk_rows` beyond rounding.
     """
     rows = chunk_rows or _default_rows(hidden, weight, hidden.element_size())
-    total, losses = _NegativeLogLikelihood.apply(hidden, weight, targets, rows)
+    total, losses = _NegativeLogLikelihood.apply(hidden, weight, targets.contiguous(), rows)
     return total, losses
 
 
@@ -136,6 +136,7 @@ def token_logprobs(
     memory it takes.
     """
     rows = chunk_rows or _default_rows(hidden, weight, 8)
+    targets = targets.contiguous()
     logprobs, entropies, plain = _TokenLogprobs.apply(hidden, weight, targets, temperature, rows)
     return logprobs, entropies, plain
 
@@ -177,8 +178,8 @@ def _row_figures(
     normaliser_C1 = logits_CV.logsumexp(-1, keepdim=True)
     logprobs_C.copy_((chosen_C1 - normaliser_C1)[:, 0])
     normalisers_C.copy_(normaliser_C1[:, 0])
-    mean_C = (logits_CV.sub(normaliser_C1).exp_() * logits_CV).sum(-1)
-    entropies_C.copy_(normaliser_C1[:, 0] - mean_C)
+    logits_CV.sub_(normaliser_C1)
+    entropies_C.copy_(-(logits_CV.exp() * logits_CV).sum(-1))
     if temperature == 1:
         plain_C.copy_(logprobs_C)
 

@@ -32,7 +32,7 @@ class RewriterConfig(Settings):
     edit: Literal["minimal", "full"] = "minimal"
     """Change as little as needed, or write anew."""
     candidates: int = Field(1, ge=1, le=16)
-    """Rewritten answers to each; the one taken keeps to most constraints and changes least."""
+    """Rewritten answers to each; the one taken has fewest faults and changes least."""
     sampling: SamplingConfig = Field(default_factory=lambda: SamplingConfig.model_validate({}))
     """How they are drawn."""
 

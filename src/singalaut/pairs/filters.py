@@ -15,7 +15,11 @@ from singalaut.pairs.config import FilterConfig
 from singalaut.pairs.fixing import num_broken
 from singalaut.pairs.rewriting import instructions
 from singalaut.text.segmentation import tokens
-from singalaut.verify.constraints.check import Constraint, answer_language
+from singalaut.verify.constraints.check import (
+    LANGUAGE_INSTRUCTIONS,
+    Constraint,
+    answer_language,
+)
 from singalaut.verify.language import is_language
 
 CONTROL_TOKENS = re.compile(
@@ -96,10 +100,13 @@ def difference(first: str, second: str) -> float:
 def num_faults(
     text: str, prompt: str, constraints: Sequence[Constraint], language: str, config: FilterConfig
 ) -> int:
-    """How many constraints an answer breaks; another language than the one asked for is one more,
-    where pairs are filtered by that.
+    """How many constraints an answer breaks, and one more where it is in another language.
+
+    Languages count where pairs are filtered by them and no constraint asks for one.
     """
-    is_wrong = config.language and not _is_in_language(text, prompt, constraints, language)
+    is_told = any(c.instruction_id in LANGUAGE_INSTRUCTIONS for c in constraints)
+    counts = config.language and not is_told
+    is_wrong = counts and not _is_in_language(text, prompt, constraints, language)
     return num_broken(text, constraints, language, prompt) + is_wrong
 
 
@@ -112,7 +119,7 @@ def _is_in_language(
     return _told(text, answer_language(constraints, language), prompt)
 
 
-@lru_cache(maxsize=1 << 16)
+@lru_cache(maxsize=4096)  # each answer of a prompt is looked at several times
 def _told(text: str, language: str, prompt: str) -> bool:
     return is_language(text, language, prompt)[0]
 
@@ -131,5 +138,5 @@ def _of_constraints(
         return "the chosen answer does not keep to all constraints"
     faults = [num_faults(t, prompt, constraints, language, config) for t in (chosen, rejected)]
     if faults[0] >= faults[1]:
-        return "the chosen answer keeps to no more constraints than the rejected one"
+        return "the chosen answer has no fewer faults than the rejected one"
     return None

@@ -62,8 +62,7 @@ def run_pairs(
         elif config.method == "fix":
             _fix(cases, config.filters)
         else:
-            for case in remaining(cases):
-                case.candidates = [text for text in case.own if text != case.rejected]
+            _sample(cases, config.filters)
         _choose(cases, config)
         if config.judge is not None:
             assert judge is not None
@@ -152,9 +151,23 @@ def _fix(cases: Sequence[Case], filters: FilterConfig) -> None:
         else:
             own = dict.fromkeys([case.rejected, *case.own])
             fixed = [fix(text, case.constraints, case.language, case.prompt) for text in own]
-            case.candidates = [text for text in fixed if text is not None]
+            case.candidates = [t for t in fixed if t is not None and t != case.rejected]
             if not case.candidates:
-                case.refused = "the rules do not reach"
+                is_kept = fixed[0] is not None  # what is wrong is the language alone
+                reached = "rules do not translate" if is_kept else "the rules do not reach"
+                case.refused = reached
+
+
+def _sample(cases: Sequence[Case], filters: FilterConfig) -> None:
+    """The other own answers, which have fewer faults where that is asked for."""
+    for case in remaining(cases):
+        most = _faults(case, case.rejected, filters)
+        is_any = filters.constraints == "any"
+        case.candidates = [
+            text
+            for text in case.own
+            if text != case.rejected and (is_any or _faults(case, text, filters) < most)
+        ]
 
 
 def _rewrite(
@@ -267,7 +280,7 @@ def _choose(cases: Sequence[Case], config: PairsConfig) -> None:
                 key=lambda t: (_faults(case, t, config.filters), difference(case.rejected, t)),
             )
         else:
-            case.refused = next(filter(None, reasons), "there is no other answer to choose")
+            case.refused = next(filter(None, reasons), "there is no better answer to choose")
 
 
 def _tell(report: Mapping[str, Any], work: Work) -> None:

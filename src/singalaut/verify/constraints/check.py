@@ -24,7 +24,7 @@ from singalaut.verify.verdict import Verdict
 
 Semantics = Literal["native", "sea-helm", "ifeval"]
 LANGUAGE_INSTRUCTION = "language:response_language"
-_NAMES_PROMPT = frozenset(
+LANGUAGE_INSTRUCTIONS = frozenset(  # which look at the language themselves
     {LANGUAGE_INSTRUCTION, "change_case:english_capital", "change_case:english_lowercase"}
 )
 
@@ -67,7 +67,7 @@ def check(
         given = dict(parameters or {})
     else:
         given = valid_parameters(instruction_id, parameters, language)
-        if prompt is not None and instruction_id in _NAMES_PROMPT:
+        if prompt is not None and instruction_id in LANGUAGE_INSTRUCTIONS:
             given["prompt"] = prompt
     verdict = _verdict(instruction_id, given, response, language, semantics)
     if not loose or verdict.ok is not False:
