@@ -305,7 +305,7 @@ def table(to: Path) -> list[str]:
     """What the stages of a run have measured before their first and after their last step."""
     lines = ["| measured | before | after |", "|---|---|---|"]
     for metrics in sorted((to / "runs/real").glob("*/metrics.jsonl")):
-        logged = [json.loads(line) for line in metrics.read_text("utf-8").split("\n") if line.strip()]
+        logged = list(rows_in(metrics))
         measured = [m for m in logged if any(k.startswith(("validation", "held_out")) for k in m)]
         stage = metrics.parent.name.rsplit("-", 1)[0]
         lines += [f"| {stage}: {k} | {a} | {b} |" for k, a, b in ends(measured)]
@@ -337,7 +337,8 @@ def held(to: Path) -> None:
     known = asked_before(to / "runs/real")
     by_text = {sample.messages[0].content: sample for sample in made}
     samples = [sample for text, sample in by_text.items() if text not in known]
-    print(f"{len(samples)} prompts\n\n| model | constraints kept | in the language | tokens |\n|---|---|---|---|")
+    print(f"{len(samples)} prompts\n")
+    print("| model | constraints kept | in the language | tokens |\n|---|---|---|---|")
     for model in sorted((to / "runs/real").glob("*/model"), key=lambda f: f.stat().st_mtime):
         engine = open_engine(model)
         requests = [
