@@ -124,6 +124,23 @@ def test_each_filter_refuses_what_it_names(chosen, reason):
     assert found == reason if reason is None else reason in (found or ""), found
 
 
+@pytest.mark.parametrize(
+    ("language", "text", "wanted"),
+    [
+        ("en", "It is long. It is cold!", "It is long (wind). It is cold!"),
+        ("th", "แม่น้ำยาว อากาศเย็น", "แม่น้ำยาว (wind) อากาศเย็น"),
+        ("zh", "河很长。天气很冷。", "河很长 (wind)。天气很冷。"),
+        ("my", "မြစ်ရှည်သည်။ ရာသီဥတုအေးသည်။", "မြစ်ရှည်သည် (wind)။ ရာသီဥတုအေးသည်။"),
+        ("en", "* one\n* two", "* one (wind)\n* two"),
+        ("en", "...", "... (wind)"),
+    ],
+)
+def test_what_is_missing_goes_in_where_the_first_sentence_ends(language, text, wanted):
+    """An addition behind the text teaches a model not to end."""
+    keyword = constraint("keywords:existence", keywords=["wind"])
+    assert fix(text, [keyword], language, PROMPT) == wanted
+
+
 def test_another_language_is_one_fault():
     malay = "Sungai itu panjang, dan orang memancing di sana. Airnya sejuk pada waktu pagi."
     comma = constraint("punctuation:no_comma")

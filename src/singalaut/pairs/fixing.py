@@ -1,8 +1,9 @@
 """Changes an answer by rules until it keeps to the constraints of its prompt.
 
-The rules are plain: words that are missing are put at the end, sentences become bullet points, a
-frame goes around the text. Whether a constraint is kept is `verify`'s word alone; a fixed answer is
-used only if all of them are. What rules cannot mend (more words, another language) is told.
+The rules are plain: words that are missing are put behind the first sentence, sentences become
+bullet points, a frame goes around the text. Whether a constraint is kept is `verify`'s word alone;
+a fixed answer is used only if all of them are. What rules cannot mend (more words, another
+language) is told.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ from collections.abc import Callable, Mapping, Sequence
 from itertools import pairwise
 from typing import Any
 
-from singalaut.text.marks import COMMAS
+from singalaut.text.marks import COMMAS, SENTENCE_ENDS
 from singalaut.text.segmentation import sentences, words
 from singalaut.verify.constraints.check import Constraint, check_all
 from singalaut.verify.constraints.options import CONSTRAINED_OPTIONS
@@ -68,16 +69,28 @@ def _pieces(text: str, language: str, count: int) -> list[str] | None:
     return [" ".join(found[a:b]) for a, b in pairwise(bounds)]
 
 
+def _put_in(text: str, addition: str, language: str) -> str:
+    """An addition at the end of the first sentence, before its last mark.
+
+    Behind the text, it would teach that answers go on where they end.
+    """
+    first = next((s.strip() for s in sentences(text, language) if s.strip()), text.strip())
+    begin = max(0, text.find(first))
+    mark = re.search(rf"[{re.escape(SENTENCE_ENDS)}]*$", first)
+    place = begin + (mark.start() if mark and mark.start() else len(first))
+    return f"{text[:place].rstrip()} {addition}{text[place:]}"
+
+
 def _existence(text: str, given: Mapping[str, Any], language: str) -> str | None:
     missing = [word for word in given["keywords"] if word.lower() not in text.lower()]
-    return f"{text.rstrip()} ({', '.join(missing or given['keywords'])})"
+    return _put_in(text, f"({', '.join(missing or given['keywords'])})", language)
 
 
 def _frequency(text: str, given: Mapping[str, Any], language: str) -> str | None:
     word, wanted = given["keyword"], given["frequency"]
     found = len(re.findall(re.escape(word), text, re.IGNORECASE))
     if given["relation"] in ("at least", "exactly", "more than") and found < wanted:
-        return f"{text.rstrip()} ({', '.join([word] * (wanted - found))})"
+        return _put_in(text, f"({', '.join([word] * (wanted - found))})", language)
     return _without(text, [word], language)
 
 
@@ -97,7 +110,8 @@ def _without(text: str, unwanted: Sequence[str], language: str) -> str | None:
 def _number(text: str, given: Mapping[str, Any], language: str) -> str | None:
     if given["relation"] not in ("at least", "exactly"):
         return None
-    return f"{text.rstrip()} ({' '.join([str(given['number'])] * given['frequency'])})"
+    numbers = " ".join([str(given["number"])] * given["frequency"])
+    return _put_in(text, f"({numbers})", language)
 
 
 def _no_comma(text: str, given: Mapping[str, Any], language: str) -> str | None:
@@ -160,7 +174,7 @@ def _highlights(text: str, given: Mapping[str, Any], language: str) -> str | Non
 
 def _placeholders(text: str, given: Mapping[str, Any], language: str) -> str | None:
     numbers = range(1, given["num_placeholders"] + 1)
-    return f"{text.rstrip()} {' '.join(f'[{number}]' for number in numbers)}"
+    return _put_in(text, " ".join(f"[{number}]" for number in numbers), language)
 
 
 def _postscript(text: str, given: Mapping[str, Any], language: str) -> str | None:
