@@ -152,22 +152,20 @@ def _fix(cases: Sequence[Case], filters: FilterConfig) -> None:
             own = dict.fromkeys([case.rejected, *case.own])
             fixed = [fix(text, case.constraints, case.language, case.prompt) for text in own]
             case.candidates = [t for t in fixed if t is not None and t != case.rejected]
-            if not case.candidates:
-                is_kept = fixed[0] is not None  # what is wrong is the language alone
-                reached = "rules do not translate" if is_kept else "the rules do not reach"
-                case.refused = reached
+            if not case.candidates and case.rejected in fixed:
+                case.refused = "rules do not translate"  # what is wrong is the language alone
+            elif not case.candidates:
+                case.refused = "the rules do not reach"
 
 
 def _sample(cases: Sequence[Case], filters: FilterConfig) -> None:
-    """The other own answers, which have fewer faults where that is asked for."""
+    """The other own answers: those with fewer faults, or any if that is asked for."""
     for case in remaining(cases):
-        most = _faults(case, case.rejected, filters)
-        is_any = filters.constraints == "any"
-        case.candidates = [
-            text
-            for text in case.own
-            if text != case.rejected and (is_any or _faults(case, text, filters) < most)
-        ]
+        case.candidates = [text for text in case.own if text != case.rejected]
+        if filters.constraints != "any":
+            most = _faults(case, case.rejected, filters)
+            better = [text for text in case.candidates if _faults(case, text, filters) < most]
+            case.candidates = better
 
 
 def _rewrite(
