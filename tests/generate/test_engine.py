@@ -236,3 +236,55 @@ def test_a_reader_that_leaves_before_the_first_step_ends_what_waits(engine):
     worker.join(timeout=60)
     assert not worker.is_alive(), "it waits for ever"
     assert [done.finish_reason for done in ask(engine, Request([2, 300], greedy(2)))] == ["length"]
+
+
+class OutOfMemory:
+    """A step, or what a runner needs at its start, that finds no memory so often."""
+
+    def __init__(self, monkeypatch, engine: Engine, steps: int, starts: int):
+        from singalaut.generate import core
+
+        self.steps, self.starts, opened = steps, starts, core.open_runner
+        runner = type(engine._core.runner)
+        launch = runner.launch
+
+        def launches(runner, step):
+            if self.steps:
+                self.steps -= 1
+                raise torch.OutOfMemoryError("no room")
+            return launch(runner, step)
+
+        def opens(*parts, **ways):
+            if self.starts and not self.steps:
+                self.starts -= 1
+                raise torch.OutOfMemoryError("no room")
+            return opened(*parts, **ways)
+
+        monkeypatch.setattr(runner, "launch", launches)
+        monkeypatch.setattr(core, "open_runner", opens)
+
+
+@pytest.mark.parametrize(("steps", "starts"), [(1, 0), (1, 2), (2, 1)])
+def test_without_memory_it_goes_on_with_a_smaller_cache(
+    steps, starts, tiny_model, monkeypatch, caplog
+):
+    requests = [Request(p, greedy(20), str(i)) for i, p in enumerate(PROMPTS)]
+    engine = open_engine(tiny_model, batch_size=3)
+    wanted = [answer.token_ids for answer in ask(engine, *requests)]
+    pages = dict(engine._core.cache.pages)
+    OutOfMemory(monkeypatch, engine, steps, starts)
+    assert [answer.token_ids for answer in ask(engine, *requests)] == wanted
+    assert sum("smaller cache" in record.message for record in caplog.records) == steps + starts
+    assert sum(engine._core.cache.pages.values()) < sum(pages.values())
+
+
+def test_without_any_memory_it_says_so_and_is_ready_later(tiny_model, monkeypatch):
+    engine = open_engine(tiny_model, batch_size=3)
+    request = Request(PROMPTS[2], greedy(5), "a")
+    (wanted,) = ask(engine, request)
+    none = OutOfMemory(monkeypatch, engine, 1, 10**6)
+    for _ in range(2):
+        with pytest.raises(MachineError, match="no memory for the smallest cache"):
+            ask(engine, request)
+    none.starts = 0
+    assert ask(engine, request)[0].token_ids == wanted.token_ids

@@ -98,9 +98,12 @@ class Core:
         step = self.scheduler.plan()
         try:
             launched = self._launch(step) if step else None
-        except torch.OutOfMemoryError as error:
+            is_short = False
+        except torch.OutOfMemoryError:
+            is_short = True  # what the error holds is free from here on
+        if is_short:
             self.flush()
-            self._shrink(error)
+            self._shrink()
             return
         self._counts["steps"] += bool(step)
         if self.runner.keeps_ahead:
@@ -202,21 +205,29 @@ class Core:
         """Make cache, tables, scheduler and runner, with fewer pages where memory runs out."""
         config, room = self.model.config, self.room
         while True:
-            try:
-                self.cache = PagedCache(config, pages, self.dtype, self.device)
+            tables = PageTables(pages, config.window, room.slots, room.context_tokens)
+            self.ranks.tell(
+                "open", pages=pages, window=config.window, slots=room.slots,
+                tokens=room.context_tokens, **self._ways,
+            )  # fmt: skip
+            if self._allocate(pages, tables):
                 break
-            except torch.OutOfMemoryError as error:
-                pages = _fewer(pages, error)
-        tables = PageTables(pages, config.window, room.slots, room.context_tokens)
+            self.ranks.tell("close")
+            pages = _fewer(pages)
         self.scheduler = Scheduler(tables, room.slots, room.chunk_tokens)
         for answer in waiting:
             self.scheduler.add(answer)
-        self.ranks.tell(
-            "open", pages=pages, window=config.window, slots=room.slots,
-            tokens=room.context_tokens, **self._ways,
-        )  # fmt: skip
-        parts = (self.model, self.images, self.cache, tables)
-        self.runner = open_runner(*parts, ranks=self.ranks, **self._ways)
+
+    def _allocate(self, pages: dict[Kind, int], tables: PageTables) -> bool:
+        """Make cache and runner; False, with nothing of them left, where memory runs out."""
+        try:
+            cache = PagedCache(self.model.config, pages, self.dtype, self.device)
+            parts = (self.model, self.images, cache, tables)
+            self.runner = open_runner(*parts, ranks=self.ranks, **self._ways)
+        except torch.OutOfMemoryError:
+            return False
+        self.cache = cache
+        return True
 
     def _close(self) -> None:
         for name in SUMS:
@@ -228,14 +239,16 @@ class Core:
         if self.device.type == "cuda":
             torch.cuda.empty_cache()
 
-    def _shrink(self, error: torch.OutOfMemoryError) -> None:
+    def _shrink(self) -> None:
         """A step did not find the memory it needs: go on with a smaller cache."""
         for answer in self.scheduler.running:
             answer.under_way = 0
         self.scheduler.preempt_all()
-        pages = _fewer(self.cache.pages, error)
+        pages = _fewer(self.cache.pages)
         self._close()
+        self.is_awake = False  # and so it stays where not even the smallest cache finds room
         self._open(pages, list(self.scheduler))
+        self.is_awake = True
 
     def _commit(self, outcome: Outcome) -> None:
         """Add the tokens of a step to their answers."""
@@ -302,13 +315,14 @@ def open_runner(
     return PlainRunner(model, images, cache, tables, **ways)
 
 
-def _fewer(pages: dict[Kind, int], error: torch.OutOfMemoryError) -> dict[Kind, int]:
+def _fewer(pages: dict[Kind, int]) -> dict[Kind, int]:
+    """Raises: MachineError where the cache cannot be smaller."""
     smaller = shrink(pages)
     if smaller == pages:
         raise MachineError(
             "the device has no memory for the smallest cache",
             hint="use a smaller model, a smaller `batch_size` or `chunk_tokens`",
-        ) from error
+        )
     counts = ", ".join(f"{smaller[kind]} of {pages[kind]} {kind} pages" for kind in KINDS)
     log.warning("the device is out of memory; going on with a smaller cache: %s", counts)
     return smaller
