@@ -109,16 +109,27 @@ name = "pairs-by-rules"
 model = "sft"
 prompts = [{{ generate = 3300, languages = [{languages}] }}]
 method = "fix"
-samples = 4
+samples = 6
 sampling = {{ max_tokens = 256 }}
 filters = {{ max_length = 1.5 }}
+
+[[stage]]
+kind = "pairs"
+name = "pairs-own"
+model = "sft"
+prompts = [{{ generate = 3300, languages = [{languages}] }}]
+method = "sample"
+samples = 8
+sampling = {{ max_tokens = 256 }}
+filters = {{ constraints = "more", max_length = 1.5 }}
 
 [[stage]]
 kind = "apo"
 name = "apo-by-rules"
 model = "sft"
-pairs = "pairs-by-rules"
+pairs = ["pairs-by-rules", "pairs-own"]
 epochs = 1
+beta = 0.5
 learning_rate = 5e-6
 batch_size = 32
 micro_tokens = 16384
@@ -139,10 +150,10 @@ model = "sft"
 prompts = [{{ generate = 3300, languages = [{languages}] }}]
 method = "rewrite"
 rewriter.model = "rl"
-rewriter.candidates = 4
-rewriter.edit = "full"
+rewriter.candidates = 6
+rewriter.edit = "anew"
 rewriter.sampling = {{ max_tokens = 256, temperature = 0.8 }}
-samples = 4
+samples = 6
 sampling = {{ max_tokens = 256 }}
 filters = {{ constraints = "more", max_length = 1.5 }}
 
@@ -152,6 +163,7 @@ name = "apo-by-rewriter"
 model = "sft"
 pairs = "pairs-by-rewriter"
 epochs = 1
+beta = 0.5
 learning_rate = 5e-6
 batch_size = 32
 micro_tokens = 16384
@@ -327,8 +339,9 @@ def ends(measured: list[dict[str, Any]]) -> Iterator[tuple[str, str, str]]:
 def held(to: Path) -> None:
     """Constraints kept, and answers in the language asked for, with 95 % intervals.
 
-    The prompts are composed with a seed that no stage has, without those that a pair was made of or
-    that were answered in learning, each once; greedy answers of at most 256 tokens.
+    Changes are from the first model, `sft`, prompt by prompt. The prompts are composed with a seed
+    that no stage has, without those that a pair was made of or that were answered in learning, each
+    once; greedy answers of at most 256 tokens.
     """
     parts = tuple(RewardPart.model_validate({"kind": kind}) for kind in ("constraints", "language"))
     reward = ComposedReward(RewardConfig(parts=parts))
@@ -338,25 +351,35 @@ def held(to: Path) -> None:
     by_text = {sample.messages[0].content: sample for sample in made}
     samples = [sample for text, sample in by_text.items() if text not in known]
     print(f"{len(samples)} prompts\n")
-    print("| model | constraints kept | in the language | tokens |\n|---|---|---|---|")
+    print("| model | constraints kept | change | in the language | change | tokens |")
+    print("|---|---|---|---|---|---|")
+    first = None
     for model in sorted((to / "runs/real").glob("*/model"), key=lambda f: f.stat().st_mtime):
         engine = open_engine(model)
         requests = [
             Request(tuple(engine.chat.encode(sample.messages)), params, str(number))
             for number, sample in enumerate(samples)
         ]
-        scores, tokens = [], 0
+        scores, tokens = np.zeros((len(samples), len(parts))), 0
         for answer in engine.sample(requests):
-            sample = samples[int(answer.request_id)]
-            scores.append(reward.score(sample.messages, [answer], sample)[0].parts)
+            if answer.finish_reason == "error":
+                raise SystemExit(f"{model.parent.name}: {answer.error}")
+            number = int(answer.request_id)
+            sample = samples[number]
+            found = reward.score(sample.messages, [answer], sample)[0].parts
+            scores[number] = [found[part.kind] for part in parts]
             tokens += len(answer.token_ids)
-        shown = [
-            f"{np.mean(each):.3f} ± {1.96 * np.std(each) / len(each) ** 0.5:.3f}"
-            for each in ([s[part.kind] for s in scores] for part in parts)
-        ]
+        first = scores if first is None else first
+        columns = np.stack([scores, scores - first], 2).reshape(len(scores), -1).T
+        shown = [interval(column) for column in columns]
         name = model.parent.name.rsplit("-", 1)[0]
         print(f"| {name} | {' | '.join(shown)} | {tokens / len(scores):.0f} |", flush=True)
         engine.close()
+
+
+def interval(values: np.ndarray) -> str:
+    """A mean and its 95 % interval."""
+    return f"{values.mean():.3f} ± {1.96 * values.std() / len(values) ** 0.5:.3f}"
 
 
 def asked_before(runs: Path) -> set[str]:

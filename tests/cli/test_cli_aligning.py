@@ -160,6 +160,50 @@ epochs = 1
     assert result.exit_code == 2 and "needs pairs, and `apo` gives a model" in result.stderr
 
 
+def test_pairs_of_several_stages_are_learned_together(cli, tmp_path, tiny_model, monkeypatch):
+    monkeypatch.setattr("singalaut.generate.engine.open_engine", lambda *_: Speaks())
+    comma = {"instruction_id": "punctuation:no_comma", "parameters": {}}
+    for name in ("one", "two"):
+        rows = [
+            {
+                "prompt": f"Tell me about river {i}, {name}.",
+                "language": "en",
+                "constraints": [comma],
+            }
+            for i in range(2)
+        ]
+        write(tmp_path / f"{name}.jsonl", rows)
+    recipe = f"""name = "r"
+[model]
+base = "{tiny_model}"
+[[stage]]
+kind = "pairs"
+name = "one"
+prompts = [{{ path = "one.jsonl" }}]
+[[stage]]
+kind = "pairs"
+name = "two"
+prompts = [{{ path = "two.jsonl" }}]
+[[stage]]
+kind = "apo"
+pairs = ["one", "two"]
+steps = 1
+"""
+    (tmp_path / "r.toml").write_text(recipe)
+    result = cli("run", "r.toml")
+    assert result.exit_code == 0, result.stderr
+    assert "one: 2 of 2 rows are pairs" in result.stderr
+    assert "two: 2 of 2 rows are pairs" in result.stderr
+    manifest = json.loads(next(tmp_path.glob("**/apo-*/manifest.json")).read_bytes())
+    assert set(manifest["inputs"]) >= {"pairs.0", "pairs.1"}
+    for wrong, said in (('"three"', "names `three`"), ('"base"', "needs pairs, and `base` gives")):
+        (tmp_path / "r.toml").write_text(recipe.replace('"two"]', f"{wrong}]"))
+        result = cli("run", "r.toml")
+        assert result.exit_code == 2 and f"`apo.pairs` {said}" in result.stderr, result.stderr
+    (tmp_path / "r.toml").write_text(recipe.replace('["one", "two"]', "[]"))
+    assert "either `data` or `pairs`" in cli("run", "r.toml").stderr
+
+
 ANSWER = "The river is long, and people fish there. It is cold in the morning, they say."
 
 

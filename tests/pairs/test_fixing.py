@@ -9,7 +9,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from singalaut.pairs.config import FilterConfig
-from singalaut.pairs.filters import difference, has_control, num_faults, refusal_of
+from singalaut.pairs.filters import (
+    difference,
+    has_control,
+    num_faults,
+    refusal_of,
+    repetition,
+)
 from singalaut.pairs.fixing import FIXES, fix, is_kept
 from singalaut.text.languages import LANGUAGES
 from singalaut.verify.constraints.check import Constraint
@@ -115,6 +121,8 @@ CHOSEN = "The river is long and people fish there. In the morning it is cold, an
         (TEXTS["th"], "another language"),
         (CHOSEN * 8, "too long"),
         ("The river is long, yes.", "too short"),
+        ("Something about the river near the old town it is.", "repeats the prompt"),
+        ("Permintaan:\n" + CHOSEN, "the instruction"),
         (REJECTED.replace("cold", "cool"), "hardly differ"),
     ],
 )  # fmt: skip
@@ -127,18 +135,77 @@ def test_each_filter_refuses_what_it_names(chosen, reason):
 @pytest.mark.parametrize(
     ("language", "text", "wanted"),
     [
-        ("en", "It is long. It is cold!", "It is long (wind). It is cold!"),
-        ("th", "แม่น้ำยาว อากาศเย็น", "แม่น้ำยาว (wind) อากาศเย็น"),
-        ("zh", "河很长。天气很冷。", "河很长 (wind)。天气很冷。"),
-        ("my", "မြစ်ရှည်သည်။ ရာသီဥတုအေးသည်။", "မြစ်ရှည်သည် (wind)။ ရာသီဥတုအေးသည်။"),
-        ("en", "* one\n* two", "* one (wind)\n* two"),
-        ("en", "...", "... (wind)"),
+        ("en", "It is long. It is cold!", "(wind) It is long. (rain) It is cold!"),
+        ("th", "แม่น้ำยาว อากาศเย็น", "(wind) แม่น้ำยาว (rain) อากาศเย็น"),
+        ("zh", "河很长。天气很冷。", "(wind) 河很长。(rain) 天气很冷。"),
+        ("my", "မြစ်ရှည်သည်။", "(wind, rain) မြစ်ရှည်သည်။"),
+        ("en", "* one.\n2. two", "* (wind) one.\n2. (rain) two"),
+        ("en", "...", "(wind, rain) ..."),
     ],
 )
-def test_what_is_missing_goes_in_where_the_first_sentence_ends(language, text, wanted):
-    """An addition behind the text teaches a model not to end."""
-    keyword = constraint("keywords:existence", keywords=["wind"])
-    assert fix(text, [keyword], language, PROMPT) == wanted
+def test_what_is_missing_is_put_before_the_sentences(language, text, wanted):
+    """Additions behind the text teach a model not to end."""
+    keywords = constraint("keywords:existence", keywords=["wind", "rain"])
+    assert fix(text, [keywords], language, PROMPT) == wanted
+
+
+def test_rules_write_nothing_often_in_one_place():
+    often = constraint("keywords:frequency", keyword="wind", frequency=5, relation="at least")
+    assert fix("It is cold. It is long.", [often], "en", PROMPT) is None
+    fixed = fix("It is cold. It is long. It is wide.", [often], "en", PROMPT)
+    assert fixed == "(wind, wind) It is cold. (wind, wind) It is long. (wind) It is wide."
+
+
+@pytest.mark.parametrize("language", TEXTS)
+def test_repetition_is_a_share_of_runs_of_words(language):
+    assert repetition(TEXTS[language]) < 0.1 < 0.6 < repetition(TEXTS[language] * 4)
+    assert repetition("98 " * 40) > 0.9 and repetition("98 98 98") == 0
+
+
+def test_an_answer_that_repeats_itself_has_a_fault_and_is_not_chosen():
+    loop = CHOSEN + " The river is long, and it is long," * 9
+    config = FilterConfig(max_length=9)
+    assert num_faults(loop, PROMPT, [], "en", config) == 1
+    reason = refusal_of(loop, REJECTED, PROMPT, [], "en", config)
+    assert reason == "the chosen answer repeats itself"
+    config = FilterConfig(max_length=9, max_repetition=1)
+    assert refusal_of(loop, REJECTED, PROMPT, [], "en", config) is None
+
+
+def test_an_answer_may_quote_the_prompt_where_that_is_wanted():
+    text = "Correct this: the river is long and it are cold there in the morning."
+    corrected = "The river is long and it is cold there in the morning."
+    asked = FilterConfig(max_echo=1, min_length=0)
+    assert num_faults(corrected, text, [], "en", FilterConfig()) == 1
+    assert num_faults(corrected, text, [], "en", asked) == 0
+    assert (
+        refusal_of(text, REJECTED, text, [], "en", asked) == "the chosen answer repeats the prompt"
+    )
+    repeat = [constraint("combination:repeat_prompt", prompt_to_repeat=text)]
+    assert num_faults(f"{text} {CHOSEN}", text, repeat, "en", FilterConfig()) == 0
+
+
+@given(st.text(max_size=60), st.sampled_from(sorted(LANGUAGES)))
+def test_rules_take_any_text(text, language):
+    keywords = constraint("keywords:existence", keywords=["wind", "rain"])
+    fixed = fix(text, [keywords], language, PROMPT)
+    assert fixed is None or ("wind" in fixed and "rain" in fixed)
+
+
+def test_a_chosen_answer_has_letters_enough_to_tell_its_language():
+    numbers = "[1] [2] (98 98) one 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15, 16, 17, 18"
+    reason = refusal_of(numbers, REJECTED, PROMPT, [], "en", FilterConfig())
+    assert reason == "the chosen answer has too few letters to tell its language"
+    assert refusal_of(numbers, "[9] " * 20, PROMPT, [], "en", FilterConfig()) is None
+    word = [constraint("detectable_format:constrained_response")]
+    config = FilterConfig(min_length=0, constraints="any")
+    assert refusal_of("yes.", REJECTED, PROMPT, word, "en", config) is None
+
+
+def test_an_answer_without_end_has_no_length_to_compare_with():
+    config = FilterConfig(min_length=0.9)
+    assert "too short" in refusal_of(CHOSEN, REJECTED * 9, PROMPT, [], "en", config)
+    assert refusal_of(CHOSEN, REJECTED * 9, PROMPT, [], "en", config, is_cut=True) is None
 
 
 def test_another_language_is_one_fault():

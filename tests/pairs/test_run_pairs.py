@@ -217,7 +217,48 @@ def test_rules_do_not_translate(tmp_path):
     with pytest.raises(DataError):
         make(tmp_path, in_turn(MALAY.replace(",", "")), [sample(1)])
     reasons, _ = report(tmp_path / "work")
-    assert reasons == {"rules do not translate": 1}
+    assert reasons == {"what is wrong is no constraint, which rules could mend": 1}
+
+
+def test_an_own_answer_that_is_right_comes_before_a_mended_one(tmp_path):
+    right = "A long river with fish is there and it is cold in the mornings so they say to us."
+    script = in_turn(ANSWER.format(1), ANSWER.format(2), right)
+    (row,) = rows(make(tmp_path, script, [sample(1)], samples=3))
+    assert (row["rejected"], row["chosen"]) == (ANSWER.format(1), right)
+
+
+LOOP = ("It is long, and it is cold. " * 9, "length")
+
+
+def test_an_answer_that_repeats_itself_without_end_is_rejected(tmp_path, tiny_model):
+    """Its end, which it has not, is not learned."""
+    from singalaut.data.config import DataSource
+    from singalaut.data.preference import make_pairs
+    from singalaut.text.conversations import is_learned
+
+    script = in_turn(ANSWER.format(1), LOOP, ANSWER.format(2), ANSWER.format(2))
+    folder = make(tmp_path, script, [sample(1), sample(2)], samples=2)
+    cut, whole = rows(folder)
+    assert cut["rejected"] == LOOP[0].strip() and cut["chosen"] == ANSWER.format(1).replace(",", "")
+    assert cut["rejected_is_cut"] and "rejected_is_cut" not in whole
+    file = folder / "data" / "pairs.jsonl"
+    made = make_pairs([DataSource(path="p")], [file], tiny_model, 2048, tmp_path / "store")
+    ends = [[is_learned(words)[-2:].any() for words in made.words(pair)] for pair in (0, 1)]
+    assert ends == [[True, False], [True, True]]
+
+
+@pytest.mark.parametrize("said", [LOOP, (ANSWER.format(1), "length")])
+def test_rules_do_not_end_an_answer(said, tmp_path):
+    with pytest.raises(DataError):
+        make(tmp_path, in_turn(said), [sample(1)])
+    assert report(tmp_path / "work")[0] == {"the model's own answer was cut short": 1}
+
+
+def test_a_rewriter_may_end_one(tmp_path):
+    better = Script(lambda _: ANSWER.format(1).replace(",", ""))
+    how = {"method": "rewrite", "rewriter": {"model": "r"}}
+    (row,) = rows(make(tmp_path, in_turn(LOOP), [sample(1)], better, **how))
+    assert row["rejected_is_cut"] and row["chosen"].startswith("The river")
 
 
 def test_own_answers_with_equal_faults_make_no_pair(tmp_path):
@@ -262,3 +303,13 @@ def test_settings_that_do_not_fit_are_refused():
     ):
         with pytest.raises(ValueError, match="need"):
             PairsConfig(prompts=({"generate": 1},), **settings)
+
+
+def test_a_model_that_answers_anew_does_not_see_the_rejected_answer(tmp_path):
+    better = ANSWER.format(2).replace(",", "")
+    script = Script(lambda asked: better)
+    how = {"method": "rewrite", "rewriter": {"model": "r", "edit": "anew"}}
+    (row,) = rows(make(tmp_path, Script(ANSWER.format), [sample(1)], script, **how))
+    assert row["chosen"] == better
+    (asked,) = (key.partition("|")[0] for key in script.asked)
+    assert asked == row["prompt"][0]["content"]

@@ -268,6 +268,21 @@ def test_every_pair_is_used_once_in_a_pass(pairs):
     assert np.array_equal(np.concatenate(pieces), np.concatenate([first, second]))
 
 
+def test_no_pair_of_a_prompt_that_is_held_out_is_learned(tiny_model, tmp_path):
+    rows = [
+        {"prompt": f"q{n % 4}", "chosen": f"yes {n}", "rejected": f"no {n}", "language": "en"}
+        for n in range(8)
+    ]
+    (tmp_path / "p.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    made = make_pairs(
+        [DataSource(path="p")], [tmp_path / "p.jsonl"], tiny_model, 512, tmp_path / "m"
+    )
+    learned, held_out = hold_out_pairs(made, 1, seed=1)
+    (left_out,) = held_out
+    assert sorted(learned) == [n for n in range(8) if n % 4 != left_out % 4]
+    assert hold_out_pairs(made, 0, seed=1)[0].tolist() == list(range(8))
+
+
 def test_settings_that_do_not_fit_are_refused():
     for settings in ({}, {"loss": "simpo"}, {"gamma": 1.0}, {"epochs": 1.0}):
         with pytest.raises(ValueError, match="it needs"):

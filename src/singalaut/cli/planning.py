@@ -234,9 +234,9 @@ def _counted(stage: PlannedStage, plan: Plan, count: bool) -> tuple[Sequence[int
     else:
         base = model_path(stage, plan, "model")
     places = source_paths(stage, getattr(config, "data", ()))
-    for label in ("prepared", "pairs"):
-        if label in stage.inputs:
-            places = [stage.inputs[label].path / "data"]
+    made = [label for label in stage.inputs if label.split(".")[0] in ("prepared", "pairs")]
+    if made:
+        places = [stage.inputs[label].path / "data" for label in made]
     there = [place for place in places if place is not None and place.exists()]
     size = sum(
         f.stat().st_size for place in there for f in [place, *place.rglob("*")] if f.is_file()
@@ -250,10 +250,9 @@ def _counted(stage: PlannedStage, plan: Plan, count: bool) -> tuple[Sequence[int
         lengths = tokens[tokens <= config.max_tokens].tolist()
         return lengths, round(float(sum(material.mixture.quotas)))
     assert isinstance(config, ApoConfig)
-    sources = config.data or (config.source_of_stage(),)
     files = [p / "pairs.jsonl" if p.is_dir() else p for p in there]
     with tempfile.TemporaryDirectory() as folder:
-        make_pairs(sources, files, base, config.max_tokens, Path(folder) / "pairs")
+        make_pairs(config.sources(), files, base, config.max_tokens, Path(folder) / "pairs")
         pairs = Pairs.open(Path(folder) / "pairs")
         return pairs.computed().tolist(), len(pairs)
 

@@ -61,7 +61,10 @@ class PairOrder:
 
 
 def hold_out_pairs(pairs: Pairs, each: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
-    """The pairs to learn from, and `each` of every language (at most half) to measure on."""
+    """The pairs to learn from, and `each` of every language (at most half) to measure on.
+
+    Other pairs of a prompt that is held out are in neither.
+    """
     everything = np.arange(len(pairs))
     languages = pairs.records["language"]
     chosen = [everything[:0]]
@@ -69,7 +72,13 @@ def hold_out_pairs(pairs: Pairs, each: int, seed: int) -> tuple[np.ndarray, np.n
         members = everything[languages == language]
         chosen.append(shuffled(members, seed, "held out")[: min(each, len(members) // 2)])
     held_out = np.sort(np.concatenate(chosen))
-    return np.setdiff1d(everything, held_out), held_out
+    learned = np.setdiff1d(everything, held_out)
+    if len(held_out):
+        asked = {pairs.prompt(int(pair)) for pair in held_out}
+        learned = np.array(
+            [p for p in learned if pairs.prompt(int(p)) not in asked], dtype=np.int64
+        )
+    return learned, held_out
 
 
 def pack_pairs(pairs: Pairs, chosen: np.ndarray, row_tokens: int) -> list[PairRow]:

@@ -81,7 +81,8 @@ def encode_pairs(
 ) -> list[PairWords | DataError]:
     """Both conversations of each row as words, or in their place why they cannot be used.
 
-    The words are those of `ConversationEncoder`, marked as learned in the last answer alone.
+    The words are those of `ConversationEncoder`, marked as learned in the last answer alone; of a
+    rejected answer that was cut, as `rejected_is_cut` says, the end is not learned.
     """
     faults = [pair_fault(sample) for sample in samples]
     conversations: list[Sequence[Message]] = []
@@ -91,7 +92,7 @@ def encode_pairs(
             conversations.append([*sample.messages[:-1], *sample.rejected])
     encoded = iter(encoder.encode(conversations))
     results: list[PairWords | DataError] = []
-    for fault in faults:
+    for sample, fault in zip(samples, faults, strict=True):
         if fault is not None:
             results.append(fault)
             continue
@@ -101,7 +102,8 @@ def encode_pairs(
         elif isinstance(rejected, DataError):
             results.append(rejected)
         else:
-            results.append((_answer_only(chosen), _answer_only(rejected)))
+            ends = not sample.meta.get("rejected_is_cut")
+            results.append((_answer_only(chosen), _answer_only(rejected, ends)))
     return results
 
 
@@ -131,12 +133,12 @@ def _has_text(content: Any) -> bool:
     return not isinstance(content, str) or bool(content.strip())
 
 
-def _answer_only(found: bytes) -> np.ndarray:
-    """A conversation with the mark on its last answer alone."""
+def _answer_only(found: bytes, ends: bool = True) -> np.ndarray:
+    """A conversation with the mark on its last answer alone; on its end only where it `ends`."""
     words = np.frombuffer(found, IDS)
     learned = is_learned(words)
     end = int(np.flatnonzero(learned)[-1])
     begin = int(np.flatnonzero(~learned[:end])[-1]) + 1
     marked = words & TOKEN
-    marked[begin : end + 1] |= LEARNED
+    marked[begin : end + ends] |= LEARNED
     return marked

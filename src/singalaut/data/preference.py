@@ -90,6 +90,11 @@ class Pairs:
         start, middle = int(record["start"]), int(record["start"]) + int(record["chosen"])
         return self._words[start:middle], self._words[middle : middle + int(record["rejected"])]
 
+    def prompt(self, pair: int) -> bytes:
+        """What tells the prompt of a pair from others: the tokens before the answer."""
+        chosen, _ = self.words(pair)
+        return chosen[: int(is_learned(chosen).argmax())].tobytes()
+
 
 def make_pairs(
     sources: Sequence[DataSource],

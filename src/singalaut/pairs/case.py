@@ -16,6 +16,10 @@ class Case:
 
     sample: Sample
     own: list[str] = field(default_factory=list)
+    endless: list[str] = field(default_factory=list)
+    """Own answers that repeat themselves until they are cut."""
+    faults: dict[str, int] = field(default_factory=dict)
+    """Of answers that were looked at."""
     rejected: str = ""
     candidates: list[str] = field(default_factory=list)
     chosen: str = ""
@@ -28,6 +32,11 @@ class Case:
         """What the user said last."""
         content = self.sample.messages[-1].content
         return content if isinstance(content, str) else ""
+
+    @property
+    def is_cut(self) -> bool:
+        """Whether the rejected answer came to no end."""
+        return self.rejected in self.endless
 
     @property
     def language(self) -> str:

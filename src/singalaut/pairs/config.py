@@ -29,8 +29,9 @@ class RewriterConfig(Settings):
     """A stage whose model rewrites, or a starting model of the recipe."""
     endpoint: EndpointConfig | None = None
     """Instead: a model behind an OpenAI-compatible endpoint."""
-    edit: Literal["minimal", "full"] = "minimal"
-    """Change as little as needed, or write anew."""
+    edit: Literal["minimal", "full", "anew"] = "minimal"
+    """Change as little as needed; write a better answer beside the first; or answer `anew`, without
+    seeing it: for a model that knows the better answer and is too small to rewrite one."""
     candidates: int = Field(1, ge=1, le=16)
     """Rewritten answers to each; the one taken has fewest faults and changes least."""
     sampling: SamplingConfig = Field(default_factory=lambda: SamplingConfig.model_validate({}))
@@ -68,8 +69,8 @@ class FilterConfig(Settings):
     language: bool = True
     """In the language that the prompt asks for."""
     constraints: Literal["all", "more", "any"] = "all"
-    """Keeping to all constraints of the prompt; or with fewer faults than the rejected one, another
-    language being one; or any."""
+    """Keeping to all constraints of the prompt; or with fewer faults than the rejected one, as
+    `samples` has them; or any."""
     min_length: float = Field(0.5, ge=0)
     """Characters, at least, for one of the rejected answer."""
     max_length: float = Field(2.0, gt=0)
@@ -78,12 +79,17 @@ class FilterConfig(Settings):
     """Share of words that differ, at least."""
     max_difference: float = Field(1.0, ge=0, le=1)
     """Share of words that differ, at most."""
+    max_repetition: float = Field(0.5, ge=0, le=1)
+    """Share of runs of three words that came before; above it an answer repeats itself."""
+    max_echo: float = Field(0.5, ge=0, le=1)
+    """Share of runs of three words that stand in the prompt; above it an answer repeats the prompt.
+    Raise it where answers shall, as in corrections of a text."""
 
 
 class PairsConfig(StageSettings):
     """Makes preference pairs: the model's own answer is rejected, a better one is chosen."""
 
-    VERSION: ClassVar[int] = 2
+    VERSION: ClassVar[int] = 3
     OUTPUT: ClassVar[str] = "pairs"
     NOT_IN_KEY: ClassVar[dict[str, Any]] = {
         "model": True,
@@ -108,7 +114,7 @@ class PairsConfig(StageSettings):
     """Who rewrites; only for the method `rewrite`."""
     samples: int = Field(1, ge=1, le=64)
     """Own answers to each prompt; the one with most faults is rejected: constraints that it breaks,
-    and another language than the one asked for."""
+    another language than the one asked for, repeating itself or the prompt, and having no end."""
     sampling: SamplingConfig = Field(default_factory=lambda: SamplingConfig.model_validate({}))
     """How own answers are drawn."""
     filters: FilterConfig = Field(default_factory=lambda: FilterConfig.model_validate({}))

@@ -13,7 +13,7 @@ from functools import lru_cache
 
 from singalaut.pairs.config import FilterConfig
 from singalaut.pairs.fixing import num_broken
-from singalaut.pairs.rewriting import instructions
+from singalaut.pairs.rewriting import instructions, request_labels
 from singalaut.text.segmentation import tokens
 from singalaut.verify.constraints.check import (
     LANGUAGE_INSTRUCTIONS,
@@ -36,8 +36,11 @@ REFUSALS = re.compile(
     r"|សុំទោស|សូមអភ័យទោស|ຂໍໂທດ|ຂໍອະໄພ)",
     re.IGNORECASE,
 )
-ECHO = 0.9  # of the words of the prompt and the answer in common, from which it is an echo
+SAME = 0.1  # difference of prompt and answer below which one is the other
+GIVEN = ("repeat_prompt", "constrained_response")  # constraints whose answer stands in the prompt
 FEWEST_LETTERS = 20  # of a text whose language can be told
+RUN = 3  # words that together may come again
+FEWEST_RUNS = 8  # of a text that can repeat itself; half of them suffice to repeat another
 LONGEST_COMPARED = 4000  # words; the rest of longer texts is not compared
 
 
@@ -48,8 +51,13 @@ def refusal_of(
     constraints: Sequence[Constraint],
     language: str,
     config: FilterConfig,
+    *,
+    is_cut: bool = False,
 ) -> str | None:
-    """Why this chosen answer cannot be used beside this rejected one; None where it can."""
+    """Why this chosen answer cannot be used beside this rejected one; None where it can.
+
+    `is_cut` says that the rejected one came to no end; a chosen one may be any shorter.
+    """
     if not chosen.strip():
         return "the chosen answer is empty"
     if has_control(chosen):
@@ -58,10 +66,9 @@ def refusal_of(
         return "the chosen answer is the rejected one"
     if REFUSALS.match(chosen.lstrip(" \"'*#")):
         return "the chosen answer is a refusal"
-    if any(sentence in chosen for sentence in instructions()):
+    if any(s in chosen for s in instructions()) or chosen.lstrip().startswith(request_labels()):
         return "the chosen answer repeats the instruction to rewrite"
-    repeats = any(c.instruction_id.endswith("repeat_prompt") for c in constraints)
-    if not repeats and difference(prompt, chosen) < 1 - ECHO:
+    if is_echo(chosen, prompt, constraints, config):
         return "the chosen answer repeats the prompt"
     if config.language and not _is_in_language(chosen, prompt, constraints, language):
         return "the chosen answer is in another language"
@@ -70,8 +77,15 @@ def refusal_of(
     ratio = len(chosen.strip()) / max(1, len(rejected.strip()))
     if ratio > config.max_length:
         return "the chosen answer is too long beside the rejected one"
-    if ratio < config.min_length:
+    if ratio < config.min_length and not is_cut:
         return "the chosen answer is too short beside the rejected one"
+    if repetition(chosen) > config.max_repetition:
+        return "the chosen answer repeats itself"
+    is_told = num_letters(rejected) >= FEWEST_LETTERS and not any(
+        c.instruction_id.endswith("constrained_response") for c in constraints
+    )
+    if config.language and is_told and num_letters(chosen) < FEWEST_LETTERS:
+        return "the chosen answer has too few letters to tell its language"
     changed = difference(rejected, chosen)
     if changed < config.min_difference:
         return "the two answers hardly differ"
@@ -97,24 +111,59 @@ def difference(first: str, second: str) -> float:
     return 1 - SequenceMatcher(None, one, other, autojunk=False).ratio()
 
 
+def repetition(text: str) -> float:
+    """Share of the runs of three words of a text that came before in it; 0 for short texts."""
+    runs = _runs(text)
+    return 0.0 if len(runs) < FEWEST_RUNS else 1 - len(set(runs)) / len(runs)
+
+
+def is_echo(
+    text: str, prompt: str, constraints: Sequence[Constraint], config: FilterConfig
+) -> bool:
+    """Whether an answer says what the prompt says, which was not asked for."""
+    if any(c.instruction_id.endswith(GIVEN) for c in constraints):
+        return False
+    runs, asked = _runs(text), _asked(prompt)
+    share = sum(run in asked for run in runs) / max(1, len(runs))
+    told = len(runs) >= FEWEST_RUNS // 2 and share > config.max_echo
+    return told or (len(text) > len(prompt) / 2 and difference(prompt, text) < SAME)
+
+
+@lru_cache(maxsize=256)  # all answers to a prompt are held against it
+def _asked(prompt: str) -> set[tuple[str, ...]]:
+    return set(_runs(prompt))
+
+
+def _runs(text: str) -> list[tuple[str, ...]]:
+    found = [piece.lower() for piece in tokens(text) if not piece.isspace()]
+    return [tuple(found[i : i + RUN]) for i in range(len(found) - RUN + 1)]
+
+
+def num_letters(text: str) -> int:
+    return sum(character.isalpha() for character in text)
+
+
 def num_faults(
     text: str, prompt: str, constraints: Sequence[Constraint], language: str, config: FilterConfig
 ) -> int:
-    """How many constraints an answer breaks, and one more where it is in another language.
+    """How many constraints an answer breaks, and one more for each other fault.
 
-    Languages count where pairs are filtered by them and no constraint asks for one.
+    Those are another language, where pairs are filtered by it and no constraint asks for one;
+    repeating itself; and repeating the prompt.
     """
     is_told = any(c.instruction_id in LANGUAGE_INSTRUCTIONS for c in constraints)
     counts = config.language and not is_told
     is_wrong = counts and not _is_in_language(text, prompt, constraints, language)
-    return num_broken(text, constraints, language, prompt) + is_wrong
+    repeats = repetition(text) > config.max_repetition
+    echoes = is_echo(text, prompt, constraints, config)
+    return num_broken(text, constraints, language, prompt) + is_wrong + repeats + echoes
 
 
 def _is_in_language(
     text: str, prompt: str, constraints: Sequence[Constraint], language: str
 ) -> bool:
     """Whether an answer is in the language asked for, or too short to tell."""
-    if sum(character.isalpha() for character in text) < FEWEST_LETTERS:
+    if num_letters(text) < FEWEST_LETTERS:
         return True
     return _told(text, answer_language(constraints, language), prompt)
 

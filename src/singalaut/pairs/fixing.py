@@ -1,7 +1,7 @@
 """Changes an answer by rules until it keeps to the constraints of its prompt.
 
-The rules are plain: words that are missing are put behind the first sentence, sentences become
-bullet points, a frame goes around the text. Whether a constraint is kept is `verify`'s word alone;
+The rules are plain: words that are missing are put before the sentences, sentences become bullet
+points, a frame goes around the text. Whether a constraint is kept is `verify`'s word alone;
 a fixed answer is used only if all of them are. What rules cannot mend (more words, another
 language) is told.
 """
@@ -14,7 +14,7 @@ from collections.abc import Callable, Mapping, Sequence
 from itertools import pairwise
 from typing import Any
 
-from singalaut.text.marks import COMMAS, SENTENCE_ENDS
+from singalaut.text.marks import COMMAS
 from singalaut.text.segmentation import sentences, words
 from singalaut.verify.constraints.check import Constraint, check_all
 from singalaut.verify.constraints.options import CONSTRAINED_OPTIONS
@@ -22,6 +22,8 @@ from singalaut.verify.constraints.options import CONSTRAINED_OPTIONS
 Fix = Callable[[str, Mapping[str, Any], str], str | None]
 MOST = ("at most", "less than", "exactly")  # relations that a shorter text can satisfy
 ROUNDS = 2  # a later rule may undo an earlier one, once
+MOST_ALIKE = 2  # equal additions in front of one sentence
+LIST_MARK = re.compile(r"(?:[*+-]|\d+[.)])\s+|\W+(?=\w)")  # stays in front of what is added
 
 
 def fix(text: str, constraints: Sequence[Constraint], language: str, prompt: str) -> str | None:
@@ -69,28 +71,38 @@ def _pieces(text: str, language: str, count: int) -> list[str] | None:
     return [" ".join(found[a:b]) for a, b in pairwise(bounds)]
 
 
-def _put_in(text: str, addition: str, language: str) -> str:
-    """An addition at the end of the first sentence, before its last mark.
+def _put_in(text: str, additions: Sequence[str], language: str, frame: str = "({})") -> str | None:
+    """Additions in front of the sentences, in turns; None where one would stand there often.
 
-    Behind the text, it would teach that answers go on where they end.
+    Behind the text they would teach that answers go on where they end; many alike in one place,
+    that answers repeat themselves.
     """
-    first = next((s.strip() for s in sentences(text, language) if s.strip()), text.strip())
-    begin = max(0, text.find(first))
-    mark = re.search(rf"[{re.escape(SENTENCE_ENDS)}]*$", first)
-    place = begin + (mark.start() if mark and mark.start() else len(first))
-    return f"{text[:place].rstrip()} {addition}{text[place:]}"
+    found = [s.strip() for s in sentences(text, language) if any(c.isalnum() for c in s)]
+    found = found[: len(additions)] or [text.strip()]
+    end = 0
+    parts = []
+    for number, sentence in enumerate(found):
+        own = additions[number :: len(found)]
+        if max(map(own.count, own)) > MOST_ALIKE:
+            return None
+        begin = text.index(sentence, end)
+        mark = LIST_MARK.match(sentence)
+        place = begin + (mark.end() if mark else 0)
+        parts += [text[end:place], frame.format(", ".join(own)), " "]
+        end = place
+    return "".join(parts) + text[end:]
 
 
 def _existence(text: str, given: Mapping[str, Any], language: str) -> str | None:
     missing = [word for word in given["keywords"] if word.lower() not in text.lower()]
-    return _put_in(text, f"({', '.join(missing or given['keywords'])})", language)
+    return _put_in(text, missing or given["keywords"], language)
 
 
 def _frequency(text: str, given: Mapping[str, Any], language: str) -> str | None:
     word, wanted = given["keyword"], given["frequency"]
     found = len(re.findall(re.escape(word), text, re.IGNORECASE))
     if given["relation"] in ("at least", "exactly", "more than") and found < wanted:
-        return _put_in(text, f"({', '.join([word] * (wanted - found))})", language)
+        return _put_in(text, [word] * (wanted - found), language)
     return _without(text, [word], language)
 
 
@@ -110,8 +122,7 @@ def _without(text: str, unwanted: Sequence[str], language: str) -> str | None:
 def _number(text: str, given: Mapping[str, Any], language: str) -> str | None:
     if given["relation"] not in ("at least", "exactly"):
         return None
-    numbers = " ".join([str(given["number"])] * given["frequency"])
-    return _put_in(text, f"({numbers})", language)
+    return _put_in(text, [str(given["number"])] * given["frequency"], language)
 
 
 def _no_comma(text: str, given: Mapping[str, Any], language: str) -> str | None:
@@ -173,8 +184,8 @@ def _highlights(text: str, given: Mapping[str, Any], language: str) -> str | Non
 
 
 def _placeholders(text: str, given: Mapping[str, Any], language: str) -> str | None:
-    numbers = range(1, given["num_placeholders"] + 1)
-    return _put_in(text, " ".join(f"[{number}]" for number in numbers), language)
+    numbers = [f"[{number}]" for number in range(1, given["num_placeholders"] + 1)]
+    return _put_in(text, numbers, language, "{}")
 
 
 def _postscript(text: str, given: Mapping[str, Any], language: str) -> str | None:

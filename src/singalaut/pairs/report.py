@@ -51,6 +51,7 @@ def _pair_row(case: Case) -> dict[str, Any]:
         "prompt": [{"role": m.role, "content": m.content} for m in case.sample.messages],
         "chosen": case.chosen,
         "rejected": case.rejected,
+        **({"rejected_is_cut": True} if case.is_cut else {}),
         "language": case.language,
         "source": case.sample.source,
         "constraints": [dict(constraint) for constraint in case.sample.constraints],

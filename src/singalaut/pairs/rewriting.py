@@ -16,7 +16,12 @@ from singalaut.contracts import Message
 def rewrite_prompt(
     messages: Sequence[Message], answer: str, language: str, edit: str
 ) -> list[Message]:
-    """One message that holds the instruction, the conversation so far and the answer."""
+    """One message that holds the instruction, the conversation so far and the answer.
+
+    For the edit `anew` the conversation alone, as the model that answered saw it.
+    """
+    if edit == "anew":
+        return list(messages)
     words = sentences_of(language)
     asked = "\n\n".join(m.content for m in messages if isinstance(m.content, str))
     text = f"{words[edit]}\n\n{words['request']}\n{asked}\n\n{words['answer']}\n{answer}"
@@ -32,6 +37,12 @@ def without_frame(text: str, language: str) -> str:
 def instructions() -> list[str]:
     """All that a rewriter may be told to do; none of it may stand in an answer."""
     return [words[edit] for words in _sentences().values() for edit in ("minimal", "full")]
+
+
+@lru_cache(maxsize=1)
+def request_labels() -> tuple[str, ...]:
+    """What stands before the conversation in all languages; a rewriter may go on with it."""
+    return tuple(words["request"] for words in _sentences().values())
 
 
 def sentences_of(language: str) -> dict[str, str]:

@@ -20,7 +20,13 @@ from singalaut.errors import DataError, RequestError
 from singalaut.pairs.calls import Answer, Calls, Model, ask
 from singalaut.pairs.case import Case, remaining
 from singalaut.pairs.config import FilterConfig, PairsConfig, SamplingConfig
-from singalaut.pairs.filters import difference, has_control, num_faults, refusal_of
+from singalaut.pairs.filters import (
+    difference,
+    has_control,
+    num_faults,
+    refusal_of,
+    repetition,
+)
 from singalaut.pairs.fixing import fix
 from singalaut.pairs.judging import ORDERS, judge_prompt, read_verdict, refusal
 from singalaut.pairs.report import write_pairs
@@ -29,6 +35,7 @@ from singalaut.progress import progress
 from singalaut.verify.constraints.check import answer_language
 
 log = logging.getLogger("singalaut")
+CUT = "was cut short"
 
 
 def run_pairs(
@@ -98,7 +105,10 @@ def _refuse_known(cases: Sequence[Case], packs: Sequence[Path], share: float) ->
 def _answer(
     cases: Sequence[Case], config: PairsConfig, policy: Model, store: Calls, seed: int
 ) -> None:
-    """The model's own answers; those that are empty, cut short or broken are set aside."""
+    """The model's own answers; those that are empty, cut short or broken are set aside.
+
+    One that repeats itself until it is cut can be rejected, but not be mended or chosen.
+    """
     requests = {
         f"{number}/{k}": (
             case,
@@ -114,10 +124,12 @@ def _answer(
         fault = _fault(answer)
         if fault is None:
             case.own.append(answer.text.strip())
-        elif not case.own:
-            case.refused = f"the model's own answer {fault}"
+            continue
+        if fault == CUT and repetition(answer.text) > config.filters.max_repetition:
+            case.endless.append(answer.text.strip())
+        case.refused = f"the model's own answer {fault}"
     for case in cases:
-        if case.own:
+        if case.own or (case.endless and config.method == "rewrite"):
             case.refused = None
 
 
@@ -125,7 +137,7 @@ def _fault(answer: Answer) -> str | None:
     if answer.finish == "error":
         return "did not come"
     if answer.finish == "length":
-        return "was cut short"
+        return CUT
     if not answer.text.strip():
         return "is empty"
     return "has control tokens or characters" if has_control(answer.text) else None
@@ -134,26 +146,30 @@ def _fault(answer: Answer) -> str | None:
 def _reject(cases: Sequence[Case], filters: FilterConfig) -> None:
     """Of several own answers, the first with most faults."""
     for case in remaining(cases):
-        case.rejected = max(case.own, key=lambda text: _faults(case, text, filters))
+        case.rejected = max(case.own + case.endless, key=lambda text: _faults(case, text, filters))
 
 
 def _faults(case: Case, text: str, filters: FilterConfig) -> int:
-    return num_faults(text, case.prompt, case.constraints, case.language, filters)
+    """Of an answer; one that came to no end has a fault more."""
+    if text not in case.faults:
+        faults = num_faults(text, case.prompt, case.constraints, case.language, filters)
+        case.faults[text] = faults + (text in case.endless)
+    return case.faults[text]
 
 
 def _fix(cases: Sequence[Case], filters: FilterConfig) -> None:
-    """Every own answer as rules mend it: they cannot translate a rejected one."""
+    """Every own answer as rules mend it: they cannot translate a rejected one, nor end it."""
     for case in remaining(cases):
         if not case.constraints:
             case.refused = "the prompt has no constraints that rules could mend"
         elif not _faults(case, case.rejected, filters):
             case.refused = "the model's own answer keeps to all constraints already"
         else:
-            own = dict.fromkeys([case.rejected, *case.own])
+            own = list(dict.fromkeys(case.own))
             fixed = [fix(text, case.constraints, case.language, case.prompt) for text in own]
             case.candidates = [t for t in fixed if t is not None and t != case.rejected]
             if not case.candidates and case.rejected in fixed:
-                case.refused = "rules do not translate"  # what is wrong is the language alone
+                case.refused = "what is wrong is no constraint, which rules could mend"
             elif not case.candidates:
                 case.refused = "the rules do not reach"
 
@@ -258,27 +274,33 @@ def _ask_all(
 
 
 def _choose(cases: Sequence[Case], config: PairsConfig) -> None:
-    """Of the candidates that pass the filters, the one with fewest faults and least changes."""
+    """Of the candidates that pass the filters, the one with fewest faults and least changes.
+
+    An own answer that is right as it is comes before one that was mended: the model may write it.
+    """
     for case in remaining(cases):
-        reasons = [
-            refusal_of(
+        order = [
+            (_faults(case, text, config.filters), text not in case.own, text)
+            for text in dict.fromkeys(case.candidates)
+        ]
+        order.sort(key=lambda each: (*each[:2], difference(case.rejected, each[2])))
+        reasons = []
+        for _, _, text in order:
+            reason = refusal_of(
                 text,
                 case.rejected,
                 case.prompt,
                 case.constraints,
                 case.language,
                 config.filters,
+                is_cut=case.is_cut,
             )
-            for text in case.candidates
-        ]
-        passed = [t for t, reason in zip(case.candidates, reasons, strict=True) if reason is None]
-        if passed:
-            case.chosen = min(
-                passed,
-                key=lambda t: (_faults(case, t, config.filters), difference(case.rejected, t)),
-            )
+            if reason is None:
+                case.chosen = text
+                break
+            reasons.append(reason)
         else:
-            case.refused = next(filter(None, reasons), "there is no better answer to choose")
+            case.refused = reasons[0] if reasons else "there is no better answer to choose"
 
 
 def _tell(report: Mapping[str, Any], work: Work) -> None:

@@ -239,13 +239,12 @@ def _apo(stage: PlannedStage, plan: Plan, work: Work) -> None:
     from singalaut.train.apo import run_apo
 
     assert isinstance(stage.config, ApoConfig)
-    data = source_paths(stage, stage.config.data)
-    if "pairs" in stage.inputs:
-        data = [stage.inputs["pairs"].path / "data" / "pairs.jsonl"]
+    made = [stage.inputs[label].path for label in stage.config.pair_stages()]
+    files = [folder / "data" / "pairs.jsonl" for folder in made]
     run_apo(
         stage.config,
         model=model_path(stage, plan, "model"),
-        data=data,
+        data=files or source_paths(stage, stage.config.data),
         work=work,
         seed=plan.recipe.seed,
         reference=model_path(stage, plan, "reference") if "reference" in stage.inputs else None,

@@ -196,6 +196,7 @@ def _as_row(sample: Sample, source: str) -> dict[str, Any]:
         "prompt": [turn(message) for message in sample.messages[:-1]],
         "chosen": sample.messages[-1].content,
         "rejected": sample.rejected[-1].content,
+        **({"rejected_is_cut": True} if sample.meta.get("rejected_is_cut") else {}),
         "language": sample.language,
         "source": source,
     }

@@ -210,8 +210,7 @@ def _open_material(
     folder = work.scratch / "pairs"
     longest = min(config.max_tokens, read_config(model).max_positions)
     if world.is_first:
-        sources = config.data or (config.source_of_stage(),)
-        make_pairs(sources, data, model, longest, folder)
+        make_pairs(config.sources(), data, model, longest, folder)
     world.wait()
     pairs = Pairs.open(folder)
     learned, held_out = hold_out_pairs(pairs, config.held_out, seed)

@@ -189,8 +189,8 @@ class ApoConfig(StageSettings):
     """The stage whose model the loss compares with; without it, `model` as it is at the start."""
     data: tuple[DataSource, ...] = ()
     """Where the pairs come from: rows with a prompt, a chosen and a rejected answer."""
-    pairs: str | None = None
-    """The stage that has made the pairs, instead of `data`."""
+    pairs: str | tuple[str, ...] | None = None
+    """The stage that has made the pairs, or several, instead of `data`."""
     loss: Literal["apo-zero", "apo-down", "dpo", "ipo", "simpo"] = "apo-zero"
     """`apo-zero` where chosen answers are better than the model's own, `apo-down` where the model's
     are better than the chosen ones."""
@@ -253,7 +253,7 @@ class ApoConfig(StageSettings):
     @model_validator(mode="after")
     def _consistent(self) -> ApoConfig:
         faults = []
-        if bool(self.data) == (self.pairs is not None):
+        if bool(self.data) == bool(self.pairs):
             faults.append("either `data` or `pairs`")
         if (self.steps is None) == (self.epochs is None):
             faults.append("either `steps` or `epochs`")
@@ -270,13 +270,21 @@ class ApoConfig(StageSettings):
         return self
 
     def inputs(self) -> dict[str, str]:
-        given = {"model": self.model, "reference": self.reference, "pairs": self.pairs}
+        given = {"model": self.model, "reference": self.reference, **self.pair_stages()}
         return {label: name for label, name in given.items() if name is not None}
+
+    def pair_stages(self) -> dict[str, str]:
+        """The stages that have made pairs, by the label of the input."""
+        if isinstance(self.pairs, tuple):
+            return {f"pairs.{i}": name for i, name in enumerate(self.pairs)}
+        return {} if self.pairs is None else {"pairs": self.pairs}
 
     def files(self) -> dict[str, str]:
         replayed = {} if self.replay is None else self.replay.files()
         return source_files(self.data) | replayed | self.watch.files()
 
-    def source_of_stage(self) -> DataSource:
-        """What the file of a stage that has made pairs is read as."""
-        return DataSource.model_validate({"path": "pairs.jsonl", "name": "pairs"})
+    def sources(self) -> tuple[DataSource, ...]:
+        """Where pairs come from; the file of a stage that has made some is one of them."""
+        names = self.pairs if isinstance(self.pairs, tuple) else ("pairs",)
+        made = ({"path": "pairs.jsonl", "name": name} for name in names)
+        return self.data or tuple(DataSource.model_validate(each) for each in made)
