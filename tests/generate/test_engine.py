@@ -288,3 +288,57 @@ def test_without_any_memory_it_says_so_and_is_ready_later(tiny_model, monkeypatc
             ask(engine, request)
     none.starts = 0
     assert ask(engine, request)[0].token_ids == wanted.token_ids
+
+
+@pytest.mark.parametrize("name", ["batch_size", "chunk_tokens", "cache_bytes", "tensor_parallel"])
+@pytest.mark.parametrize("value", [0, -5])
+def test_settings_that_are_no_counts_are_refused(name, value, tiny_model):
+    with pytest.raises(MachineError, match=f"`{name}` is {value}; it must be at least 1"):
+        open_engine(tiny_model, **{name: value})
+
+
+class Fails:
+    """A mask whose part of this name raises."""
+
+    def __init__(self, part: str, tokens: int):
+        self.part, self.left = part, tokens
+
+    def made(self) -> Fails:
+        return self._or("made", self)
+
+    def allowed(self):
+        return self._or("allowed", None)
+
+    def accept(self, token: int) -> None:
+        self.left -= 1
+        self._or("accept", None)
+
+    def _or(self, part, value):
+        if part == self.part and self.left <= 0:
+            raise ValueError("a grammar too large")
+        return value
+
+
+@pytest.mark.parametrize("part", ["made", "allowed", "accept"])
+def test_a_mask_that_fails_ends_its_answer_alone(part, engine):
+    mask = Fails(part, 0 if part == "made" else 2)
+    one, other = (
+        Request(PROMPTS[2], greedy(6), "a", mask=mask.made),
+        Request(PROMPTS[3], greedy(6), "b"),
+    )
+    (wanted,) = ask(engine, other)
+    failed, found = ask(engine, one, other)
+    assert failed.finish_reason == "error" and "its mask failed: ValueError" in failed.error
+    assert found.token_ids == wanted.token_ids
+
+
+def test_an_error_names_the_request_and_what_it_is_about(engine, tiny_model):
+    biased = greedy(3, logit_bias=dict.fromkeys(range(200), float("-inf")))
+    long = Request([2] * 400, greedy(3), "long")
+    small = open_engine(tiny_model, context_tokens=100)
+    answers = small.generate([Request(PROMPTS[0], biased, "biased"), long])
+    assert [a.request_id for a in answers] == ["biased", "long"]
+    assert "`logit_bias` is -inf for the token 0 and 199 others" in answers[0].error
+    assert "`context_tokens` is 100" in answers[1].error and "where: long" in answers[1].error
+    same = engine.generate([Request(PROMPTS[0], greedy(2)), Request(PROMPTS[1], greedy(2))])
+    assert [a.request_id for a in same] == ["", ""] and same[0].usage.prompt_tokens == 2

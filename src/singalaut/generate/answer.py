@@ -49,6 +49,7 @@ class Answer:
     text: str = ""
     finish: FinishReason | None = None
     error: str | None = None
+    fault: str | None = None  # of its mask, which forbids all that may come next
     cancelled: bool = False
     text_is_whole: bool = False
 

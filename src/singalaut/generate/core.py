@@ -276,7 +276,10 @@ class Core:
             answer.top_logprobs.append(dict(best))
         answer.accept(token)
         if answer.mask is not None and answer.finish is None:
-            answer.mask.accept(token)
+            try:
+                answer.mask.accept(token)
+            except Exception as error:  # whatever the mask of a request does
+                answer.end("error", f"its mask failed: {type(error).__name__}: {error}")
         self._counts["generated_tokens"] += 1
         if answer.slot >= 0 and answer.finish is None:
             self.scheduler.name_pages(answer)
@@ -292,7 +295,9 @@ class Core:
             self.ranks.tell("examine", whole=tell_chunk(whole))
         with self.ranks.watched():
             layer = self.runner.first_bad_layer(answer)
-        if layer is None:
+        if answer.fault is not None:
+            fact = answer.fault
+        elif layer is None:
             fact = "the mask, bias or penalties allow no token"
         else:
             fact = f"the logits are not numbers: {layer} is the first that gives none"

@@ -59,6 +59,14 @@ class EngineSettings:
     weights: WeightKind | None = None
     tensor_parallel: int = 1
 
+    def __post_init__(self) -> None:
+        counts = ("batch_size", "chunk_tokens", "cache_bytes", "context_tokens", "max_waiting",
+                  "tensor_parallel")  # fmt: skip
+        for name in counts:
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise MachineError(f"`{name}` is {value}; it must be at least 1")
+
 
 DEFAULTS = EngineSettings()
 
@@ -181,18 +189,19 @@ class Engine:
     def generate(self, requests: Sequence[Request], label: str = "generate") -> list[Completion]:
         """All completions in the order of requests and their answers, with a progress bar."""
         answers = sum(request.sampling.n for request in requests)
-        numbered = [replace(request, id=str(i)) for i, request in enumerate(requests)]
-        found: dict[tuple[str, int], Completion] = {}
+        order = {request.id: place for place, request in enumerate(requests)}
+        if len(order) < len(requests) or "" in order:  # ids that are there twice, or not at all
+            order = {str(place): place for place in range(len(requests))}
+        named = [replace(r, id=name) for r, name in zip(requests, order, strict=True)]
+        found: list[Completion] = []
         with progress(label, answers, "answer") as bar:
             tokens, begin = 0, time.monotonic()
-            for completion in self.sample(numbered):
-                found[completion.request_id, completion.index] = completion
+            for completion in self.sample(named):
+                found.append(completion)
                 tokens += completion.usage.completion_tokens
                 bar.advance(speed=f"{tokens / (time.monotonic() - begin):.0f} tok/s")
-        return [
-            replace(found[key], request_id=requests[int(key[0])].id)
-            for key in sorted(found, key=lambda key: (int(key[0]), key[1]))
-        ]
+        found.sort(key=lambda each: (order[each.request_id], each.index))
+        return [replace(each, request_id=requests[order[each.request_id]].id) for each in found]
 
     def sample(self, requests: Iterable[Request | None]) -> Generator[Completion]:
         """Yield each completion as it finishes; requests are drawn as there is room for them.

@@ -49,7 +49,8 @@ def plan_pages(
             raise MachineError(
                 f"the cache may take {budget_bytes / 2**20:.3g} MiB, the smallest one has "
                 f"{needed / 2**20:.3g} MiB",
-                hint="give the cache more (`cache_gib`), or free memory on the device",
+                hint="give the cache more (`cache_bytes`, in recipes `cache_gib`), or free memory "
+                "on the device",
             )
         return alone
     spare = budget_bytes - _bytes(config, dtype, best)

@@ -8,7 +8,7 @@ import time
 from array import array
 from collections.abc import Sequence
 
-from singalaut.contracts import Message, Request, derive
+from singalaut.contracts import Message, Request, TokenMask, derive
 from singalaut.errors import RequestError
 from singalaut.generate.answer import Answer, Listener
 from singalaut.generate.images import PromptImages, read_images
@@ -45,15 +45,16 @@ class PromptReader:
         prompt, images = self.read(request.prompt)
         room = min(context_tokens, cache_tokens) - len(prompt)
         if room < 1 and not (room == 0 and params.max_tokens == 0):
-            what, size = "the model's context", context_tokens
+            what, size, more = "the model's context", context_tokens, ""
             if cache_tokens < context_tokens:
                 what, size = "the cache's room", cache_tokens
+                more = ", or give the cache more memory (`cache_bytes`)"
+            elif context_tokens < self.config.max_positions:
+                what, more = "`context_tokens`", ", or raise `context_tokens`"
             raise RequestError(
                 f"the prompt has {len(prompt)} tokens; {what} is {size}",
                 where=request.id or None,
-                hint="shorten the prompt"
-                if what != "the cache's room"
-                else "shorten the prompt, or give the cache more memory (`cache_bytes`)",
+                hint=f"shorten the prompt{more}",
             )
         seed = secrets.randbits(62) if params.seed is None else params.seed
         now = time.monotonic()
@@ -81,7 +82,7 @@ class PromptReader:
                 deadline=deadline,
                 listener=listener,
                 decoder=StreamDecoder(self.tokenizer) if wants_text else None,
-                mask=request.mask() if request.mask else None,
+                mask=_mask(request),
             )
             for index in (range(params.n) if request.only is None else request.only)
         ]
@@ -130,3 +131,12 @@ class PromptReader:
                 runs.append((place, place + length))
             place += length
         return runs
+
+
+def _mask(request: Request) -> TokenMask | None:
+    if request.mask is None:
+        return None
+    try:
+        return request.mask()
+    except Exception as error:  # whatever the mask of a request does
+        raise RequestError(f"its mask failed: {type(error).__name__}: {error}") from error

@@ -31,6 +31,7 @@ def check_params(params: SamplingParams, vocab_size: int) -> None:
     """Raise RequestError for values that have no meaning or contradict each other."""
     least = 0 if params.prompt_logprobs else 1
     bias = params.logit_bias
+    endless = [(token, value) for token, value in bias.items() if not np.isfinite(value)]
     ids = [*bias, *params.stop_token_ids]
     rules = (
         ("n", params.n >= 1, "at least 1"),
@@ -43,7 +44,6 @@ def check_params(params: SamplingParams, vocab_size: int) -> None:
         ("presence_penalty", -2 <= params.presence_penalty <= 2, "between -2 and 2"),
         ("frequency_penalty", -2 <= params.frequency_penalty <= 2, "between -2 and 2"),
         ("min_tokens", 0 <= params.min_tokens <= params.max_tokens, "at most `max_tokens`"),
-        ("logit_bias", all(map(np.isfinite, bias.values())), "finite"),
         (
             "top_logprobs",
             0 <= params.top_logprobs <= MAX_TOP_LOGPROBS,
@@ -54,6 +54,12 @@ def check_params(params: SamplingParams, vocab_size: int) -> None:
     for name, holds, needed in rules:
         if not holds:
             raise RequestError(f"`{name}` is {getattr(params, name)}; it must be {needed}")
+    if endless:
+        token, value = endless[0]
+        raise RequestError(
+            f"`logit_bias` is {value} for the token {token} and {len(endless) - 1} others; "
+            "it must be finite, such as -100"
+        )
     if ids and not 0 <= min(ids) <= max(ids) < vocab_size:
         raise RequestError(
             f"`logit_bias` and `stop_token_ids` name tokens {min(ids)}…{max(ids)}; "
@@ -187,11 +193,22 @@ def change_logits(logits: Float[Tensor, " V"], answer: Answer) -> None:
         logits[torch.tensor(sorted(answer.stop_ids), dtype=torch.int64, device=logits.device)] = (
             float("-inf")
         )
-    if answer.mask is not None and (allowed := answer.mask.allowed()) is not None:
+    if (allowed := _allowed(answer)) is not None:
         bits = np.unpackbits(np.frombuffer(allowed, np.uint8), bitorder="little")[: len(logits)]
         hidden = np.ones(len(logits), dtype=bool)
         hidden[: len(bits)] = bits == 0
         logits.masked_fill_(torch.from_numpy(hidden).to(logits.device), float("-inf"))
+
+
+def _allowed(answer: Answer) -> bytes | None:
+    """What the mask of an answer allows; nothing where it fails, which ends that answer alone."""
+    if answer.mask is None:
+        return None
+    try:
+        return answer.mask.allowed()
+    except Exception as error:  # whatever the mask of a request does
+        answer.fault = f"its mask failed: {type(error).__name__}: {error}"
+        return bytes(1)
 
 
 def _changes_logits(answer: Answer) -> bool:
