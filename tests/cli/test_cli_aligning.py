@@ -200,8 +200,10 @@ steps = 1
         (tmp_path / "r.toml").write_text(recipe.replace('"two"]', f"{wrong}]"))
         result = cli("run", "r.toml")
         assert result.exit_code == 2 and f"`apo.pairs` {said}" in result.stderr, result.stderr
-    (tmp_path / "r.toml").write_text(recipe.replace('["one", "two"]', "[]"))
-    assert "either `data` or `pairs`" in cli("run", "r.toml").stderr
+    faults = {"[]": "either `data` or `pairs`", '["one", "one"]': "each stage of `pairs` once"}
+    for wrong, said in faults.items():
+        (tmp_path / "r.toml").write_text(recipe.replace('["one", "two"]', wrong))
+        assert said in cli("run", "r.toml").stderr
 
 
 ANSWER = "The river is long, and people fish there. It is cold in the morning, they say."

@@ -278,6 +278,17 @@ def test_without_memory_it_goes_on_with_a_smaller_cache(
     assert sum(engine._core.cache.pages.values()) < sum(pages.values())
 
 
+def test_a_prompt_without_room_in_a_smaller_cache_ends_alone(tiny_model, monkeypatch):
+    """Without an end it would wait for room that never comes."""
+    engine = open_engine(tiny_model, batch_size=3)
+    long, short = Request([2] * 240, greedy(20), "long"), Request(PROMPTS[2], greedy(20), "short")
+    (wanted,) = ask(engine, short)
+    OutOfMemory(monkeypatch, engine, 1, 6)
+    failed, found = ask(engine, long, short)
+    assert failed.finish_reason == "error" and "the cache has become smaller" in failed.error
+    assert found.token_ids == wanted.token_ids
+
+
 def test_without_any_memory_it_says_so_and_is_ready_later(tiny_model, monkeypatch):
     engine = open_engine(tiny_model, batch_size=3)
     request = Request(PROMPTS[2], greedy(5), "a")

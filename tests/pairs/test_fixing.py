@@ -121,7 +121,6 @@ CHOSEN = "The river is long and people fish there. In the morning it is cold, an
         (TEXTS["th"], "another language"),
         (CHOSEN * 8, "too long"),
         ("The river is long, yes.", "too short"),
-        ("Something about the river near the old town it is.", "repeats the prompt"),
         ("Permintaan:\n" + CHOSEN, "the instruction"),
         (REJECTED.replace("cold", "cool"), "hardly differ"),
     ],
@@ -140,6 +139,8 @@ def test_each_filter_refuses_what_it_names(chosen, reason):
         ("zh", "河很长。天气很冷。", "(wind) 河很长。(rain) 天气很冷。"),
         ("my", "မြစ်ရှည်သည်။", "(wind, rain) မြစ်ရှည်သည်။"),
         ("en", "* one.\n2. two", "* (wind) one.\n2. (rain) two"),
+        ("en", "-5 degrees. .NET", "(wind) -5 degrees. (rain) .NET"),
+        ("th", "“แม่น้ำยาว”", "“(wind, rain) แม่น้ำยาว”"),
         ("en", "...", "(wind, rain) ..."),
     ],
 )
@@ -147,6 +148,17 @@ def test_what_is_missing_is_put_before_the_sentences(language, text, wanted):
     """Additions behind the text teach a model not to end."""
     keywords = constraint("keywords:existence", keywords=["wind", "rain"])
     assert fix(text, [keywords], language, PROMPT) == wanted
+
+
+def test_what_is_added_does_not_go_into_what_was():
+    wanted = [
+        constraint("keywords:existence", keywords=["wind"]),
+        constraint("keywords:number_frequency", number=98, frequency=1, relation="at least"),
+        constraint("detectable_content:number_placeholders", num_placeholders=1),
+    ]
+    assert fix("It is long.", wanted, "en", PROMPT) == "[1] (98) (wind) It is long."
+    none = constraint("keywords:number_frequency", number=98, frequency=0, relation="exactly")
+    assert fix("It has 98 fish.", [none], "en", PROMPT) is None
 
 
 def test_rules_write_nothing_often_in_one_place():
@@ -172,15 +184,15 @@ def test_an_answer_that_repeats_itself_has_a_fault_and_is_not_chosen():
     assert refusal_of(loop, REJECTED, PROMPT, [], "en", config) is None
 
 
-def test_an_answer_may_quote_the_prompt_where_that_is_wanted():
+def test_an_answer_may_quote_a_prompt_that_does_not_forbid_it():
     text = "Correct this: the river is long and it are cold there in the morning."
     corrected = "The river is long and it is cold there in the morning."
-    asked = FilterConfig(max_echo=1, min_length=0)
-    assert num_faults(corrected, text, [], "en", FilterConfig()) == 1
-    assert num_faults(corrected, text, [], "en", asked) == 0
-    assert (
-        refusal_of(text, REJECTED, text, [], "en", asked) == "the chosen answer repeats the prompt"
-    )
+    comma = [constraint("punctuation:no_comma")]
+    assert num_faults(corrected, text, comma, "en", FilterConfig()) == 1
+    assert num_faults(corrected, text, comma, "en", FilterConfig(max_echo=1)) == 0
+    assert num_faults(corrected, text, [], "en", FilterConfig()) == 0
+    reason = refusal_of(text, REJECTED, text, [], "en", FilterConfig(max_echo=1))
+    assert reason == "the chosen answer repeats the prompt"
     repeat = [constraint("combination:repeat_prompt", prompt_to_repeat=text)]
     assert num_faults(f"{text} {CHOSEN}", text, repeat, "en", FilterConfig()) == 0
 
@@ -192,20 +204,33 @@ def test_rules_take_any_text(text, language):
     assert fixed is None or ("wind" in fixed and "rain" in fixed)
 
 
-def test_a_chosen_answer_has_letters_enough_to_tell_its_language():
-    numbers = "[1] [2] (98 98) one 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15, 16, 17, 18"
-    reason = refusal_of(numbers, REJECTED, PROMPT, [], "en", FilterConfig())
-    assert reason == "the chosen answer has too few letters to tell its language"
-    assert refusal_of(numbers, "[9] " * 20, PROMPT, [], "en", FilterConfig()) is None
-    word = [constraint("detectable_format:constrained_response")]
+@pytest.mark.parametrize(
+    ("chosen", "is_refused"),
+    [
+        ("[1] [2] (98 98) one 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12", True),
+        ("北京是中国的首都。", False),
+    ],
+)
+def test_a_chosen_answer_is_more_than_signs(chosen, is_refused):
     config = FilterConfig(min_length=0, constraints="any")
-    assert refusal_of("yes.", REJECTED, PROMPT, word, "en", config) is None
+    reason = refusal_of(chosen, REJECTED, PROMPT, [], "zh", config)
+    assert reason == ("the chosen answer has hardly a letter" if is_refused else None)
+    assert refusal_of(chosen, "[9] " * 20, PROMPT, [], "zh", config) is None
+
+
+@pytest.mark.parametrize("text", ["!" * 40, "| " * 40, "* * " * 9, "*|" * 20, "[name] " * 12])
+def test_signs_repeat_themselves_too(text):
+    assert repetition(text) > 0.8 and repetition("ha" * 5) == 0
 
 
 def test_an_answer_without_end_has_no_length_to_compare_with():
     config = FilterConfig(min_length=0.9)
     assert "too short" in refusal_of(CHOSEN, REJECTED * 9, PROMPT, [], "en", config)
     assert refusal_of(CHOSEN, REJECTED * 9, PROMPT, [], "en", config, is_cut=True) is None
+    comma = [constraint("punctuation:no_comma")]
+    more = FilterConfig(constraints="more", min_length=0)
+    both = (CHOSEN, REJECTED, PROMPT, comma, "en", more)
+    assert "no fewer faults" in refusal_of(*both) and refusal_of(*both, is_cut=True) is None
 
 
 def test_another_language_is_one_fault():

@@ -217,7 +217,7 @@ def test_rules_do_not_translate(tmp_path):
     with pytest.raises(DataError):
         make(tmp_path, in_turn(MALAY.replace(",", "")), [sample(1)])
     reasons, _ = report(tmp_path / "work")
-    assert reasons == {"what is wrong is no constraint, which rules could mend": 1}
+    assert reasons == {"no constraint is broken, and rules mend nothing else": 1}
 
 
 def test_an_own_answer_that_is_right_comes_before_a_mended_one(tmp_path):

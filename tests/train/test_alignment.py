@@ -234,6 +234,7 @@ def test_rows_that_are_no_pair_are_counted(write, tiny_model, tmp_path):
         {"prompt": [user, answer], "chosen": "a", "rejected": "b"},
         row(1, chosen="long " * 300),
         row(1, rejected="half of a pair \ud800"),
+        {**row(1), "rejected_is_cut": "yes"},
     ]
     good = [
         row(1),
@@ -268,7 +269,8 @@ def test_every_pair_is_used_once_in_a_pass(pairs):
     assert np.array_equal(np.concatenate(pieces), np.concatenate([first, second]))
 
 
-def test_no_pair_of_a_prompt_that_is_held_out_is_learned(tiny_model, tmp_path):
+@pytest.mark.parametrize(("each", "held"), [(0, 0), (1, 2), (3, 4), (9, 4)])
+def test_prompts_are_held_out_whole(each, held, tiny_model, tmp_path):
     rows = [
         {"prompt": f"q{n % 4}", "chosen": f"yes {n}", "rejected": f"no {n}", "language": "en"}
         for n in range(8)
@@ -277,10 +279,9 @@ def test_no_pair_of_a_prompt_that_is_held_out_is_learned(tiny_model, tmp_path):
     made = make_pairs(
         [DataSource(path="p")], [tmp_path / "p.jsonl"], tiny_model, 512, tmp_path / "m"
     )
-    learned, held_out = hold_out_pairs(made, 1, seed=1)
-    (left_out,) = held_out
-    assert sorted(learned) == [n for n in range(8) if n % 4 != left_out % 4]
-    assert hold_out_pairs(made, 0, seed=1)[0].tolist() == list(range(8))
+    learned, held_out = hold_out_pairs(made, each, seed=1)
+    assert len(held_out) == held and sorted([*learned, *held_out]) == list(range(8))
+    assert not {n % 4 for n in learned} & {n % 4 for n in held_out}
 
 
 def test_settings_that_do_not_fit_are_refused():

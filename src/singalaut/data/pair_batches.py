@@ -61,24 +61,25 @@ class PairOrder:
 
 
 def hold_out_pairs(pairs: Pairs, each: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
-    """The pairs to learn from, and `each` of every language (at most half) to measure on.
+    """The pairs to learn from, and about `each` of every language to measure on.
 
-    Other pairs of a prompt that is held out are in neither.
+    Whole prompts are held out, with all of their pairs, and at most half of them.
     """
     everything = np.arange(len(pairs))
     languages = pairs.records["language"]
-    chosen = [everything[:0]]
-    for language in np.unique(languages):
-        members = everything[languages == language]
-        chosen.append(shuffled(members, seed, "held out")[: min(each, len(members) // 2)])
-    held_out = np.sort(np.concatenate(chosen))
-    learned = np.setdiff1d(everything, held_out)
-    if len(held_out):
-        asked = {pairs.prompt(int(pair)) for pair in held_out}
-        learned = np.array(
-            [p for p in learned if pairs.prompt(int(p)) not in asked], dtype=np.int64
-        )
-    return learned, held_out
+    held_out: list[int] = []
+    for language in np.unique(languages) if each else ():
+        prompts: dict[bytes, list[int]] = {}
+        for pair in everything[languages == language].tolist():
+            prompts.setdefault(pairs.prompt(pair), []).append(pair)
+        groups = list(prompts.values())
+        chosen: list[int] = []
+        for group in shuffled(np.arange(len(groups)), seed, "held out")[: len(groups) // 2]:
+            if len(chosen) >= each:
+                break
+            chosen += groups[group]
+        held_out += chosen
+    return np.setdiff1d(everything, held_out), np.array(sorted(held_out), dtype=np.int64)
 
 
 def pack_pairs(pairs: Pairs, chosen: np.ndarray, row_tokens: int) -> list[PairRow]:

@@ -126,6 +126,9 @@ def pair_fault(sample: Sample) -> DataError | None:
         return DataError(f"the {which} answer is empty")
     if chosen.content == rejected.content:
         return DataError("the chosen and the rejected answer are identical")
+    is_cut = sample.meta.get("rejected_is_cut")
+    if is_cut is not None and not isinstance(is_cut, bool):
+        return DataError(f"`rejected_is_cut` is `{str(is_cut)[:40]}`; it must be true or false")
     return None
 
 

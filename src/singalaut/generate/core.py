@@ -217,6 +217,20 @@ class Core:
         self.scheduler = Scheduler(tables, room.slots, room.chunk_tokens)
         for answer in waiting:
             self.scheduler.add(answer)
+        self.end(self._without_room(waiting))
+
+    def _without_room(self, answers: Iterable[Answer]) -> list[Answer]:
+        """Those that a cache which has become smaller cannot hold, or whose room is full."""
+        room = self.scheduler.tables.capacity_tokens()
+        for answer in answers:
+            left = room - answer.num_prompt
+            if left < min(answer.limit, 1):
+                fact = f"the cache has become smaller: it has room for {room} tokens"
+                answer.end("error", f"{fact}, the prompt has {answer.num_prompt}")
+            elif answer.num_written >= left > 0:
+                answer.end("length")
+            answer.limit = min(answer.limit, left)
+        return [answer for answer in answers if answer.finish is not None]
 
     def _allocate(self, pages: dict[Kind, int], tables: PageTables) -> bool:
         """Make cache and runner; False, with nothing of them left, where memory runs out."""

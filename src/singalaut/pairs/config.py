@@ -82,8 +82,8 @@ class FilterConfig(Settings):
     max_repetition: float = Field(0.5, ge=0, le=1)
     """Share of runs of three words that came before; above it an answer repeats itself."""
     max_echo: float = Field(0.5, ge=0, le=1)
-    """Share of runs of three words that stand in the prompt; above it an answer repeats the prompt.
-    Raise it where answers shall, as in corrections of a text."""
+    """Share of runs of three words that stand in a prompt with constraints; above it an answer
+    repeats the prompt."""
 
 
 class PairsConfig(StageSettings):

@@ -41,6 +41,7 @@ GIVEN = ("repeat_prompt", "constrained_response")  # constraints whose answer st
 FEWEST_LETTERS = 20  # of a text whose language can be told
 RUN = 3  # words that together may come again
 FEWEST_RUNS = 8  # of a text that can repeat itself; half of them suffice to repeat another
+ONE_SIGN = re.compile(r"(\S{1,4})\1{15,}")  # a word to the eye of who cuts words
 LONGEST_COMPARED = 4000  # words; the rest of longer texts is not compared
 
 
@@ -72,7 +73,7 @@ def refusal_of(
         return "the chosen answer repeats the prompt"
     if config.language and not _is_in_language(chosen, prompt, constraints, language):
         return "the chosen answer is in another language"
-    if reason := _of_constraints(chosen, rejected, prompt, constraints, language, config):
+    if reason := _of_constraints(chosen, rejected, prompt, constraints, language, config, is_cut):
         return reason
     ratio = len(chosen.strip()) / max(1, len(rejected.strip()))
     if ratio > config.max_length:
@@ -81,11 +82,8 @@ def refusal_of(
         return "the chosen answer is too short beside the rejected one"
     if repetition(chosen) > config.max_repetition:
         return "the chosen answer repeats itself"
-    is_told = num_letters(rejected) >= FEWEST_LETTERS and not any(
-        c.instruction_id.endswith("constrained_response") for c in constraints
-    )
-    if config.language and is_told and num_letters(chosen) < FEWEST_LETTERS:
-        return "the chosen answer has too few letters to tell its language"
+    if config.language and _is_signs(chosen) and not _is_signs(rejected):
+        return "the chosen answer has hardly a letter"
     changed = difference(rejected, chosen)
     if changed < config.min_difference:
         return "the two answers hardly differ"
@@ -113,6 +111,8 @@ def difference(first: str, second: str) -> float:
 
 def repetition(text: str) -> float:
     """Share of the runs of three words of a text that came before in it; 0 for short texts."""
+    if ONE_SIGN.search(text):
+        return 1.0
     runs = _runs(text)
     return 0.0 if len(runs) < FEWEST_RUNS else 1 - len(set(runs)) / len(runs)
 
@@ -120,13 +120,23 @@ def repetition(text: str) -> float:
 def is_echo(
     text: str, prompt: str, constraints: Sequence[Constraint], config: FilterConfig
 ) -> bool:
-    """Whether an answer says what the prompt says, which was not asked for."""
+    """Whether an answer says what the prompt says, which was not asked for.
+
+    Parts of the prompt count where it has constraints: else they may be what was asked for.
+    """
     if any(c.instruction_id.endswith(GIVEN) for c in constraints):
         return False
     runs, asked = _runs(text), _asked(prompt)
     share = sum(run in asked for run in runs) / max(1, len(runs))
     told = len(runs) >= FEWEST_RUNS // 2 and share > config.max_echo
-    return told or (len(text) > len(prompt) / 2 and difference(prompt, text) < SAME)
+    return bool(told and constraints) or _is_same(prompt, text)
+
+
+def _is_same(prompt: str, text: str) -> bool:
+    one, other = tokens(prompt)[:LONGEST_COMPARED], tokens(text)[:LONGEST_COMPARED]
+    matcher = SequenceMatcher(None, one, other, autojunk=False)
+    bounds = (matcher.real_quick_ratio, matcher.quick_ratio, matcher.ratio)  # slower and slower
+    return all(bound() > 1 - SAME for bound in bounds)
 
 
 @lru_cache(maxsize=256)  # all answers to a prompt are held against it
@@ -135,7 +145,7 @@ def _asked(prompt: str) -> set[tuple[str, ...]]:
 
 
 def _runs(text: str) -> list[tuple[str, ...]]:
-    found = [piece.lower() for piece in tokens(text) if not piece.isspace()]
+    found = [word.lower() for piece in tokens(text) for word in piece.split()]
     return [tuple(found[i : i + RUN]) for i in range(len(found) - RUN + 1)]
 
 
@@ -159,6 +169,12 @@ def num_faults(
     return num_broken(text, constraints, language, prompt) + is_wrong + repeats + echoes
 
 
+def _is_signs(text: str) -> bool:
+    """Whether a text has fewer letters, with their marks, than numbers and signs."""
+    kinds = [unicodedata.category(c)[0] for c in text if not c.isspace()]
+    return 2 * sum(kind in "LM" for kind in kinds) < len(kinds)
+
+
 def _is_in_language(
     text: str, prompt: str, constraints: Sequence[Constraint], language: str
 ) -> bool:
@@ -180,12 +196,13 @@ def _of_constraints(
     constraints: Sequence[Constraint],
     language: str,
     config: FilterConfig,
+    is_cut: bool,
 ) -> str | None:
     if config.constraints == "any" or not constraints:
         return None
     if config.constraints == "all" and num_broken(chosen, constraints, language, prompt):
         return "the chosen answer does not keep to all constraints"
     faults = [num_faults(t, prompt, constraints, language, config) for t in (chosen, rejected)]
-    if faults[0] >= faults[1]:
+    if faults[0] >= faults[1] + is_cut:
         return "the chosen answer has no fewer faults than the rejected one"
     return None

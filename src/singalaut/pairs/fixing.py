@@ -23,7 +23,7 @@ Fix = Callable[[str, Mapping[str, Any], str], str | None]
 MOST = ("at most", "less than", "exactly")  # relations that a shorter text can satisfy
 ROUNDS = 2  # a later rule may undo an earlier one, once
 MOST_ALIKE = 2  # equal additions in front of one sentence
-LIST_MARK = re.compile(r"(?:[*+-]|\d+[.)])\s+|\W+(?=\w)")  # stays in front of what is added
+LIST_MARK = re.compile(r"(?:(?:[*+•-]|#+|\d+[.)])\s+)?[\"'“‘«*_]*")  # stays in front of additions
 
 
 def fix(text: str, constraints: Sequence[Constraint], language: str, prompt: str) -> str | None:
@@ -77,6 +77,8 @@ def _put_in(text: str, additions: Sequence[str], language: str, frame: str = "({
     Behind the text they would teach that answers go on where they end; many alike in one place,
     that answers repeat themselves.
     """
+    if not additions:
+        return None
     found = [s.strip() for s in sentences(text, language) if any(c.isalnum() for c in s)]
     found = found[: len(additions)] or [text.strip()]
     end = 0
@@ -87,7 +89,8 @@ def _put_in(text: str, additions: Sequence[str], language: str, frame: str = "({
             return None
         begin = text.index(sentence, end)
         mark = LIST_MARK.match(sentence)
-        place = begin + (mark.end() if mark else 0)
+        assert mark is not None  # it may be empty
+        place = begin + mark.end()
         parts += [text[end:place], frame.format(", ".join(own)), " "]
         end = place
     return "".join(parts) + text[end:]

@@ -125,8 +125,10 @@ def _answer(
         if fault is None:
             case.own.append(answer.text.strip())
             continue
-        if fault == CUT and repetition(answer.text) > config.filters.max_repetition:
-            case.endless.append(answer.text.strip())
+        text = answer.text.strip().rstrip("\ufffd")  # of a character that was cut
+        repeats = repetition(text) > config.filters.max_repetition
+        if fault == CUT and repeats and not has_control(text):
+            case.endless.append(text)
         case.refused = f"the model's own answer {fault}"
     for case in cases:
         if case.own or (case.endless and config.method == "rewrite"):
@@ -169,7 +171,7 @@ def _fix(cases: Sequence[Case], filters: FilterConfig) -> None:
             fixed = [fix(text, case.constraints, case.language, case.prompt) for text in own]
             case.candidates = [t for t in fixed if t is not None and t != case.rejected]
             if not case.candidates and case.rejected in fixed:
-                case.refused = "what is wrong is no constraint, which rules could mend"
+                case.refused = "no constraint is broken, and rules mend nothing else"
             elif not case.candidates:
                 case.refused = "the rules do not reach"
 

@@ -138,7 +138,7 @@ class SelectConfig(GradientSettings):
 class SelectPairsConfig(GradientSettings):
     """Chooses the pairs to align with; the result is pairs."""
 
-    VERSION: ClassVar[int] = 2
+    VERSION: ClassVar[int] = 3
     OUTPUT: ClassVar[str] = "pairs"
     NOT_IN_KEY: ClassVar[dict[str, Any]] = {
         "model": True,

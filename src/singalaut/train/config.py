@@ -166,7 +166,7 @@ class SftConfig(StageSettings):
 class ApoConfig(StageSettings):
     """Alignment on pairs of a chosen and a rejected answer: APO, or DPO, IPO, SimPO."""
 
-    VERSION: ClassVar[int] = 2
+    VERSION: ClassVar[int] = 3
     OUTPUT: ClassVar[str] = "model"
     NOT_IN_KEY: ClassVar[dict[str, Any]] = {
         "model": True,
@@ -241,7 +241,7 @@ class ApoConfig(StageSettings):
     keep_checkpoints: int = Field(1, ge=1)
     """Checkpoints kept while training."""
     held_out: int = Field(0, ge=0)
-    """Pairs of each language that are kept from training, to measure on."""
+    """Pairs of each language that are kept from training, to measure on; prompts are kept whole."""
     validate_every: int = Field(50, ge=1)
     """Steps between measurements on what is held out; one before the first and one after the last.
     """
@@ -255,6 +255,9 @@ class ApoConfig(StageSettings):
         faults = []
         if bool(self.data) == bool(self.pairs):
             faults.append("either `data` or `pairs`")
+        stages = list(self.pair_stages().values())
+        if len(set(stages)) < len(stages):
+            faults.append("each stage of `pairs` once")
         if (self.steps is None) == (self.epochs is None):
             faults.append("either `steps` or `epochs`")
         if self.optimizer == "muon" and self.adapter is not None:
