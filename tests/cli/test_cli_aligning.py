@@ -273,3 +273,12 @@ def test_a_rewriter_behind_an_endpoint(cli, tmp_path, model, endpoint, monkeypat
     nobody = cli("pairs", *model, *words[:2], "--rewriter", "http://127.0.0.1:9/v1",
                  "--rewriter-name", "x", "--set", 'pairs.rewriter.endpoint.retries=0')  # fmt: skip
     assert nobody.exit_code in (1, 2) and "error:" in nobody.stderr
+
+
+@pytest.mark.parametrize(
+    "words", [("pairs", "--generate", "2"), ("eval", "--pack", "demo", "--limit", "1")]
+)
+def test_the_cache_of_engines_has_a_bound(words, cli, model):
+    kind = "evaluate" if words[0] == "eval" else words[0]
+    result = cli(words[0], *model, *words[1:], "--set", f"{kind}.cache_gib=0.000001")
+    assert result.exit_code != 0 and "the cache may take 0.00102 MiB" in result.stderr

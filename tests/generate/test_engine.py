@@ -350,6 +350,6 @@ def test_an_error_names_the_request_and_what_it_is_about(engine, tiny_model):
     answers = small.generate([Request(PROMPTS[0], biased, "biased"), long])
     assert [a.request_id for a in answers] == ["biased", "long"]
     assert "`logit_bias` is -inf for the token 0 and 199 others" in answers[0].error
-    assert "`context_tokens` is 100" in answers[1].error and "where: long" in answers[1].error
+    assert "the engine's context is 100" in answers[1].error and "where: long" in answers[1].error
     same = engine.generate([Request(PROMPTS[0], greedy(2)), Request(PROMPTS[1], greedy(2))])
     assert [a.request_id for a in same] == ["", ""] and same[0].usage.prompt_tokens == 2

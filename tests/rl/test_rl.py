@@ -172,7 +172,7 @@ def test_prompts_without_room_are_left_out_and_counted(tmp_path, tiny_model):
     counts = [sum(line.get("failures", {}).values()) for line in lines]
     assert sum(counts) == 4 and all(line["learned_tokens"] for line in lines)  # 12 of 2 passes
     (reason,) = {reason for line in lines for reason in line.get("failures", {})}
-    assert reason == "the prompt has 41 tokens; the model's context is 32"
+    assert reason == "the prompt has 41 tokens; the engine's context is 32"
     stored = load_rollouts(work.path / "rollouts", 0)
     assert stored.groups == 4 - counts[0] and stored.failures == lines[0].get("failures", {})
     with pytest.raises(DataError, match="no prompt of step 0 could be answered: the prompt has"):

@@ -69,6 +69,7 @@ class EvaluateConfig(StageSettings):
         "pack": True,
         "data": True,
         "metricx": True,
+        "cache_gib": True,
         "tensor_parallel": True,
         "replicas": True,
     }
@@ -101,6 +102,8 @@ class EvaluateConfig(StageSettings):
     """0 is greedy; unset takes the model's own settings, or the profile's."""
     batch_size: int | None = Field(None, ge=1)
     """Answers generated at once; unset takes what suits the device."""
+    cache_gib: float | None = Field(None, gt=0)
+    """Memory for the keys and values of an engine; unset takes most of what is free."""
     tensor_parallel: int = Field(1, ge=1)
     """GPUs that hold a model together."""
     replicas: int = Field(1, ge=1)

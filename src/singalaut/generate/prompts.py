@@ -50,7 +50,7 @@ class PromptReader:
                 what, size = "the cache's room", cache_tokens
                 more = ", or give the cache more memory (`cache_bytes`)"
             elif context_tokens < self.config.max_positions:
-                what, more = "`context_tokens`", ", or raise `context_tokens`"
+                what, more = "the engine's context", ", or give it more (`context_tokens`)"
             raise RequestError(
                 f"the prompt has {len(prompt)} tokens; {what} is {size}",
                 where=request.id or None,

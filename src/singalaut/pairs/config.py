@@ -98,6 +98,7 @@ class PairsConfig(StageSettings):
         "judge": {"model": True, "endpoint": True},
         "evaluations": True,
         "batch_size": True,
+        "cache_gib": True,
         "allowed_failures": True,
     }
 
@@ -130,6 +131,8 @@ class PairsConfig(StageSettings):
     """Share of an evaluation text from which a prompt holds it."""
     batch_size: int | None = Field(None, ge=1)
     """Answers generated at once; unset takes what suits the device."""
+    cache_gib: float | None = Field(None, gt=0)
+    """Memory for the keys and values of each engine; unset takes most of what is free."""
     allowed_failures: float = Field(0.0, ge=0, le=1)
     """Share of calls that may fail for good; their prompts are left out and counted."""
 

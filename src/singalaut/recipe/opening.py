@@ -75,11 +75,18 @@ def prompt_sources(
 
 
 def local_subject(
-    directory: Path, batch_size: int | None, replicas: int = 1, **ways: object
+    directory: Path,
+    batch_size: int | None,
+    replicas: int = 1,
+    cache_gib: float | None = None,
+    **ways: object,
 ) -> Subject:
     """The engine, or several side by side, over a model directory; opened when it is asked."""
     from singalaut.artifact import content_hash
     from singalaut.evals.evaluate import Subject
+
+    if cache_gib is not None:
+        ways["cache_bytes"] = int(cache_gib * 2**30)
 
     def open_sampler() -> Sampler:
         from singalaut.generate.engine import open_engine

@@ -210,17 +210,18 @@ def _pairs(stage: PlannedStage, plan: Plan, work: Work) -> None:
     chat = ChatFormat.load(model, Tokenizer.load(model))
     sources = prompt_sources(stage, config.prompts)
     found = gather(sources, seed, chat.encode, config.max_prompt_tokens)
+    room: dict[str, Any] = {"batch_size": config.batch_size, "cache_gib": config.cache_gib}
 
     def opened(label: str, who: RewriterConfig | JudgeConfig | None) -> Model | None:
         if who is None:
             return None
         if who.endpoint is None:
-            found = local_subject(model_path(stage, plan, label), config.batch_size)
+            found = local_subject(model_path(stage, plan, label), **room)
         else:
             found = endpoint_subject(who.endpoint, own_settings=False)
         return Model(found.identity, found.open)
 
-    policy = local_subject(model, config.batch_size)
+    policy = local_subject(model, **room)
     run_pairs(
         config,
         prompts=[sample for sample, _ in found.prompts],
@@ -367,6 +368,7 @@ def _evaluate(stage: PlannedStage, plan: Plan, work: Work) -> None:
             model_path(stage, plan, label),
             config.batch_size,
             config.replicas,
+            config.cache_gib,
             tensor_parallel=config.tensor_parallel,
         )
         for label, name in config.inputs().items()
