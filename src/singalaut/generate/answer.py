@@ -153,3 +153,8 @@ class Answer:
         places = [self.text.find(stop, max(0, begin - len(stop) + 1)) for stop in stops]
         if found := [place for place in places if place >= 0]:
             self.text, self.finish, self.text_is_whole = self.text[: min(found)], "stop", True
+
+
+def mask_fault(error: Exception) -> str:
+    """What is said of a mask that raised `error`: it is the request's own code, and may do so."""
+    return f"its mask failed: {type(error).__name__}: {error}"

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import torch
 
 from singalaut.errors import MachineError
-from singalaut.generate.answer import Answer
+from singalaut.generate.answer import Answer, mask_fault
 from singalaut.generate.images import BATCH, ImageEmbeddings
 from singalaut.generate.memory import Room, default_budget_bytes, plan_pages, shrink
 from singalaut.generate.orders import tell_chunk, tell_step
@@ -292,8 +292,8 @@ class Core:
         if answer.mask is not None and answer.finish is None:
             try:
                 answer.mask.accept(token)
-            except Exception as error:  # whatever the mask of a request does
-                answer.end("error", f"its mask failed: {type(error).__name__}: {error}")
+            except Exception as error:
+                answer.end("error", mask_fault(error))
         self._counts["generated_tokens"] += 1
         if answer.slot >= 0 and answer.finish is None:
             self.scheduler.name_pages(answer)

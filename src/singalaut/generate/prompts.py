@@ -10,7 +10,7 @@ from collections.abc import Sequence
 
 from singalaut.contracts import Message, Request, TokenMask, derive
 from singalaut.errors import RequestError
-from singalaut.generate.answer import Answer, Listener
+from singalaut.generate.answer import Answer, Listener, mask_fault
 from singalaut.generate.images import PromptImages, read_images
 from singalaut.generate.sampling import check_params
 from singalaut.model.config import Gemma3Config
@@ -138,5 +138,5 @@ def _mask(request: Request) -> TokenMask | None:
         return None
     try:
         return request.mask()
-    except Exception as error:  # whatever the mask of a request does
-        raise RequestError(f"its mask failed: {type(error).__name__}: {error}") from error
+    except Exception as error:
+        raise RequestError(mask_fault(error)) from error

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from singalaut.contracts import SamplingParams
 from singalaut.errors import RequestError
-from singalaut.generate.answer import Answer
+from singalaut.generate.answer import Answer, mask_fault
 
 MAX_TOP_LOGPROBS = 64
 CANDIDATES = 1024  # from these a top-p share is taken, unless they hold less than it
@@ -206,8 +206,8 @@ def _allowed(answer: Answer) -> bytes | None:
         return None
     try:
         return answer.mask.allowed()
-    except Exception as error:  # whatever the mask of a request does
-        answer.fault = f"its mask failed: {type(error).__name__}: {error}"
+    except Exception as error:
+        answer.fault = mask_fault(error)
         return bytes(1)
 
 

@@ -149,10 +149,6 @@ def _runs(text: str) -> list[tuple[str, ...]]:
     return [tuple(found[i : i + RUN]) for i in range(len(found) - RUN + 1)]
 
 
-def num_letters(text: str) -> int:
-    return sum(character.isalpha() for character in text)
-
-
 def num_faults(
     text: str, prompt: str, constraints: Sequence[Constraint], language: str, config: FilterConfig
 ) -> int:
@@ -179,7 +175,7 @@ def _is_in_language(
     text: str, prompt: str, constraints: Sequence[Constraint], language: str
 ) -> bool:
     """Whether an answer is in the language asked for, or too short to tell."""
-    if num_letters(text) < FEWEST_LETTERS:
+    if sum(character.isalpha() for character in text) < FEWEST_LETTERS:
         return True
     return _told(text, answer_language(constraints, language), prompt)
 

@@ -39,7 +39,6 @@ def instructions() -> list[str]:
     return [words[edit] for words in _sentences().values() for edit in ("minimal", "full")]
 
 
-@lru_cache(maxsize=1)
 def request_labels() -> tuple[str, ...]:
     """What stands before the conversation in all languages; a rewriter may go on with it."""
     return tuple(words["request"] for words in _sentences().values())

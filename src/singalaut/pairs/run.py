@@ -281,13 +281,16 @@ def _choose(cases: Sequence[Case], config: PairsConfig) -> None:
     An own answer that is right as it is comes before one that was mended: the model may write it.
     """
     for case in remaining(cases):
-        order = [
-            (_faults(case, text, config.filters), text not in case.own, text)
-            for text in dict.fromkeys(case.candidates)
-        ]
-        order.sort(key=lambda each: (*each[:2], difference(case.rejected, each[2])))
+        order = sorted(
+            dict.fromkeys(case.candidates),
+            key=lambda text: (
+                _faults(case, text, config.filters),
+                text not in case.own,
+                difference(case.rejected, text),
+            ),
+        )
         reasons = []
-        for _, _, text in order:
+        for text in order:
             reason = refusal_of(
                 text,
                 case.rejected,
